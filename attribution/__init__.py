@@ -1,0 +1,1 @@
+"""The sweep, flow edges, and what they cost."""

@@ -1,0 +1,152 @@
+"""Flow edges: what every kept node passed to every other, for one target (DESIGN 2.4).
+
+`flow[n, s] = u_n · gate_n · (the part of n's read that s wrote)`. Heads are nodes, so every edge
+runs along the residual stream of one position, and all flows into one sublayer are a single product
+(readers × d_model)(d_model × writers) times a table of factors (pattern entry / norm scale), over the
+writers of earlier sublayers. Inflow adds up to the reader's attribution: identity 2.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement.held import Reads, Sublayer
+from replacement.run import Run
+from replacement.target import Target
+
+from .sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Edges between kept nodes, and what else flows into each of them.
+
+    Nodes are numbered: tokens, positions, kept nodes sublayer by sublayer, the target last.
+    """
+
+    source: Int[Tensor, " edge"]
+    target: Int[Tensor, " edge"]
+    amount: Float[Tensor, " edge"]
+    in_bias: Float[Tensor, " node"]
+    in_error: Float[Tensor, " node"]
+    in_pruned: Float[Tensor, " node"]
+
+
+class _Stream(NamedTuple):
+    """The residual stream at one stage, split by what wrote it."""
+
+    vectors: list[Float[Tensor, "writer d_model"]]
+    """Tokens, positions and kept nodes so far: one row each, in node order."""
+    pos: list[Int[Tensor, " writer"]]
+    bias: Float[Tensor, "pos d_model"]
+    error: Float[Tensor, "pos d_model"]
+    pruned: Float[Tensor, "pos d_model"]
+
+
+class _Inflow(NamedTuple):
+    edges: Float[Tensor, "reader writer"]
+    bias: Float[Tensor, " reader"]
+    error: Float[Tensor, " reader"]
+    pruned: Float[Tensor, " reader"]
+
+
+def flow_edges(
+    target: Target,
+    sublayers: Sequence[Sublayer],
+    swept: Sweep,
+    progress: Callable[[Sequence[Sublayer]], Sequence[Sublayer]] = lambda rows: rows,
+) -> Flow:
+    """Return the flow edges among the nodes a sweep kept, zero flows left out."""
+    run = target.run
+    readers: list[Int[Tensor, " reader"]] = []
+    inflows: list[_Inflow] = []
+    stream = _entering(run)
+    count = 2 * len(run.tokens)
+    target_inflow = _seeds_at(target, 0, stream)
+    for layer, nodes in zip(progress(sublayers), swept.kept(), strict=True):
+        reads = layer.reads(swept.gradients[layer.writes_at], nodes)
+        inflows.append(_inflow(reads, stream))
+        readers.append(count + torch.arange(len(nodes), device=nodes.device))
+        count += len(nodes)
+        stream = _after(stream, layer, nodes)
+        target_inflow = _add(target_inflow, _seeds_at(target, layer.writes_at, stream))
+    bias = target_inflow.bias + target.bias
+    inflows.append(target_inflow._replace(bias=bias))
+    readers.append(torch.tensor([count], device=bias.device))
+    return _assemble(inflows, readers, n_sources=2 * len(run.tokens))
+
+
+def _entering(run: Run) -> _Stream:
+    places = torch.arange(len(run.tokens), device=run.token_writes.device)
+    nothing = torch.zeros_like(run.token_writes)
+    return _Stream([run.token_writes, run.position_writes], [places, places], *[nothing] * 3)
+
+
+def _after(stream: _Stream, layer: Sublayer, nodes: Int[Tensor, " kept"]) -> _Stream:
+    """The stream once `layer` has written: kept nodes as rows, the rest of its output as sums."""
+    written, pos = layer.writes(nodes), layer.positions()[nodes]
+    bias = stream.bias if layer.write_bias is None else stream.bias + layer.write_bias
+    rest = layer.output.index_add(0, pos, written, alpha=-1)
+    if layer.write_bias is not None:
+        rest = rest - layer.write_bias
+    return _Stream(
+        [*stream.vectors, written],
+        [*stream.pos, pos],
+        bias,
+        stream.error + layer.error,
+        stream.pruned + rest,
+    )
+
+
+def _inflow(reads: Reads, stream: _Stream) -> _Inflow:
+    vectors, pos = torch.cat(stream.vectors), torch.cat(stream.pos)
+    edges = (reads.vector @ vectors.T) * reads.factor[:, pos]
+    bias, error, pruned = (
+        ((reads.vector @ part.T) * reads.factor).sum(-1)
+        for part in (stream.bias, stream.error, stream.pruned)
+    )
+    return _Inflow(edges, bias + reads.constant, error, pruned)
+
+
+def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
+    """What the target reads of the stream at one stage (a logit reads at the last one only)."""
+    seeds = [seed for seed in target.seeds if seed.stage == stage]
+    zero = stream.bias.new_zeros
+    if not seeds:
+        width = sum(len(vectors) for vectors in stream.vectors)
+        return _Inflow(zero(1, width), zero(1), zero(1), zero(1))
+    factor = zero(len(seeds), len(stream.bias))
+    factor[range(len(seeds)), [seed.pos for seed in seeds]] = 1
+    reads = Reads(torch.stack([seed.vector for seed in seeds]), factor, zero(len(seeds)))
+    return _Inflow(*(part.sum(0, keepdim=True) for part in _inflow(reads, stream)))
+
+
+def _add(old: _Inflow, new: _Inflow) -> _Inflow:
+    """Sum of two inflows of the target; the newer one may have further writers."""
+    edges = new.edges.clone()
+    edges[:, : old.edges.shape[1]] += old.edges
+    return _Inflow(edges, *(a + b for a, b in zip(old[1:], new[1:], strict=True)))
+
+
+def _assemble(
+    inflows: list[_Inflow], readers: list[Int[Tensor, " reader"]], *, n_sources: int
+) -> Flow:
+    sources, targets, amounts = [], [], []
+    for inflow, numbers in zip(inflows, readers, strict=True):
+        row, column = inflow.edges.nonzero(as_tuple=True)
+        sources.append(column)
+        targets.append(numbers[row])
+        amounts.append(inflow.edges[row, column])
+    none = inflows[0].bias.new_zeros(n_sources)
+    return Flow(
+        torch.cat(sources),
+        torch.cat(targets),
+        torch.cat(amounts),
+        in_bias=torch.cat([none, *(inflow.bias for inflow in inflows)]),
+        in_error=torch.cat([none, *(inflow.error for inflow in inflows)]),
+        in_pruned=torch.cat([none, *(inflow.pruned for inflow in inflows)]),
+    )

@@ -1,0 +1,159 @@
+"""Hierarchical attribution: one pass down the held graph, from the target to the tokens.
+
+`G[pos]`, the derivative of the target with respect to the residual stream, starts where the target
+reads and goes down the sublayers. Every node `s` gets its attribution `a_s · (G[pos_s] · write_s)`:
+all it contributes along every path that is left. Nodes that the gate stops become leaves, booked as
+`pruned`; the others pass on what they read (Ge et al. 2024, 2405.13868, section 4.3, with the gate
+on |attribution| by default). The sum of all leaves is the target: identity 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from replacement.held import Gate, Step, Sublayer
+from replacement.target import Target
+
+GateRule = Literal["absolute", "signed"]
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Where a swept target comes from in the end; all of it together is the target."""
+
+    token: Float[Tensor, " pos"]
+    position: Float[Tensor, " pos"]
+    error: Float[Tensor, "sublayer pos"]
+    bias: Float[Tensor, "sublayer pos"]
+    """Write biases of the sublayer, and the constants its kept nodes read."""
+    pruned: Float[Tensor, "sublayer pos"]
+    target_bias: float
+
+    def total(self) -> float:
+        """Return the sum of all leaves."""
+        parts = (self.token, self.position, self.error, self.bias, self.pruned)
+        return sum(float(part.sum(dtype=torch.float64)) for part in parts) + self.target_bias
+
+    def magnitude(self) -> float:
+        """Return the sum of |leaf|, the scale that deviations are measured against."""
+        parts = (self.token, self.position, self.error, self.bias, self.pruned)
+        return sum(float(part.abs().sum()) for part in parts) + abs(self.target_bias)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The result of one sweep: attributions, who was kept, and the derivative at every stage."""
+
+    attribution: list[Float[Tensor, " node"]]
+    """Per sublayer, in order; every node, kept or not."""
+    keep: list[Bool[Tensor, " node"]]
+    gradients: list[Float[Tensor, "pos d_model"]]
+    """Per stage: the derivative of the target with respect to the residual stream."""
+    leaves: Leaves
+
+    def kept(self) -> list[Int[Tensor, " kept"]]:
+        """Return the numbers of the kept nodes of every sublayer."""
+        return [keep.nonzero(as_tuple=True)[0] for keep in self.keep]
+
+    def n_kept(self) -> int:
+        """Return how many nodes were kept."""
+        return sum(int(keep.sum()) for keep in self.keep)
+
+
+def sweep(
+    target: Target,
+    sublayers: Sequence[Sublayer],
+    cutoff: float = 0.0,
+    *,
+    rule: GateRule = "absolute",
+    only: Sequence[Bool[Tensor, " node"]] | None = None,
+) -> Sweep:
+    """Return the attributions of all nodes of a held run to `target`.
+
+    A node passes on what it reads if its attribution is at least `cutoff` (its absolute value under
+    the "absolute" rule), or, with `only`, if it is one of the chosen (one mask a sublayer). Nodes
+    the target cannot be reached from are never kept.
+    """
+    run = target.run
+    steps: list[Step | None] = [None] * len(sublayers)
+    leaves = _no_leaves(target, len(sublayers))
+    gradients = [torch.zeros_like(run.token_writes) for _ in range(len(sublayers) + 1)]
+    for stage, pos, vector in target.seeds:
+        gradients[stage][pos] += vector
+    for number in reversed(range(len(sublayers))):
+        layer = sublayers[number]
+        gradient = gradients[layer.writes_at]
+        places = layer.positions()
+        reached = gradient.abs().amax(-1) > 0
+
+        gate = _gate(cutoff, rule, None if only is None else only[number], layer, reached[places])
+        step = layer.step(gradient, gate)
+        steps[number] = step
+        gradients[layer.reads_at] += gradient + step.gradient
+        leaves.error[number] = (gradient * layer.error).sum(-1)
+        leaves.bias[number] = step.constants
+        if layer.write_bias is not None:
+            leaves.bias[number] += gradient @ layer.write_bias
+        leaves.pruned[number].index_add_(0, places, step.attribution * ~step.keep)
+    leaves.token[:] = (gradients[0] * run.token_writes).sum(-1)
+    leaves.position[:] = (gradients[0] * run.position_writes).sum(-1)
+    done = [step for step in steps if step is not None]
+    return Sweep(
+        [step.attribution for step in done], [step.keep for step in done], gradients, leaves
+    )
+
+
+def _gate(
+    cutoff: float,
+    rule: GateRule,
+    chosen: Bool[Tensor, " node"] | None,
+    layer: Sublayer,
+    reached: Bool[Tensor, " node"],
+) -> Gate:
+    """The rule by which nodes of one sublayer are kept, given their attributions."""
+
+    def keeps(attribution: Float[Tensor, " node"]) -> Bool[Tensor, " node"]:
+        strength = attribution.abs() if rule == "absolute" else attribution
+        keep = strength >= cutoff if chosen is None else chosen
+        return (keep if layer.always is None else keep | layer.always) & reached
+
+    return keeps
+
+
+def _no_leaves(target: Target, n_sublayers: int) -> Leaves:
+    n_pos = len(target.run.tokens)
+    nothing = target.run.token_writes.new_zeros
+    return Leaves(
+        token=nothing(n_pos),
+        position=nothing(n_pos),
+        error=nothing(n_sublayers, n_pos),
+        bias=nothing(n_sublayers, n_pos),
+        pruned=nothing(n_sublayers, n_pos),
+        target_bias=target.bias,
+    )
+
+
+def cutoff_of(target: Target, ungated: Sweep, threshold: float) -> float:
+    """Return the attribution below which a sweep stops, for a `threshold` given as a share.
+
+    The share is of max(|target|, 1e-3 · sum of |leaf|), so that a target that happens to be near
+    zero does not turn every rounding error into a node.
+    """
+    return threshold * max(abs(target.value), 1e-3 * ungated.leaves.magnitude())
+
+
+def strongest(
+    ungated: Sweep, sublayers: Sequence[Sublayer], n_nodes: int
+) -> list[Bool[Tensor, " node"]]:
+    """Return masks of the `n_nodes` nodes of largest |attribution|, ties in node order."""
+    sizes = [len(attribution) for attribution in ungated.attribution]
+    strength = torch.cat([attribution.abs() for attribution in ungated.attribution])
+    strength = strength * torch.cat(ungated.keep)  # unreachable nodes are not to be chosen
+    order = torch.sort(strength, descending=True, stable=True).indices[:n_nodes]
+    chosen = torch.zeros(len(strength), dtype=torch.bool, device=strength.device)
+    chosen[order] = strength[order] > 0
+    return list(chosen.split(sizes))

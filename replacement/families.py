@@ -1,0 +1,141 @@
+"""One row of data per model family: where its parts live and how its weights are laid out.
+
+Adding a family is adding a row to `FAMILIES` (docs/architectures.md shows how). Everything else in
+the library knows only `Family`, `HeadWeights` and `MLPWeights`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .layers import Neurons, neuron_activation
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """Value and output weights of one attention layer's heads, heads side by side."""
+
+    value: Float[Tensor, "d_model head_times_d_head"]
+    value_bias: Float[Tensor, " head_times_d_head"] | None
+    output: Float[Tensor, "head_times_d_head d_model"]
+    output_bias: Float[Tensor, " d_model"] | None
+    n_heads: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names (paths of submodules) and small functions that differ between model families."""
+
+    layers: str
+    token_embedding: str
+    position_embedding: str | None
+    attention_norm: str
+    attention: str
+    mlp_norm: str
+    mlp: str
+    final_norm: str
+    unembedding: str
+    norm_centred: bool
+    norm_eps: str
+    """Name of the norm module's attribute that holds epsilon."""
+    head_weights: Callable[[nn.Module], HeadWeights]
+    neurons: Callable[[nn.Module, str], Neurons]
+    activation_function: str
+    """Name of the config entry that names the MLP's activation."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """Config switches that change the architecture beyond this row, each with its reason."""
+
+
+def _gpt2_heads(attention: nn.Module) -> HeadWeights:
+    """GPT-2 keeps query, key and value in one Conv1D, stored [input, output]."""
+    packed, output = attention.get_submodule("c_attn"), attention.get_submodule("c_proj")
+    d_model = output.weight.shape[1]
+    return HeadWeights(
+        value=packed.weight.detach()[:, 2 * d_model :],
+        value_bias=packed.bias.detach()[2 * d_model :],
+        output=output.weight.detach(),
+        output_bias=output.bias.detach(),
+        n_heads=int(attention.num_heads),  # type: ignore[arg-type]
+    )
+
+
+def _gpt2_neurons(mlp: nn.Module, activation: str) -> Neurons:
+    reads, writes = mlp.get_submodule("c_fc"), mlp.get_submodule("c_proj")
+    return Neurons(
+        read=reads.weight.detach().T,
+        read_bias=reads.bias.detach(),
+        write=writes.weight.detach(),
+        write_bias=writes.bias.detach(),
+        activation=neuron_activation(activation),
+    )
+
+
+FAMILIES = {
+    "GPT2LMHeadModel": Family(
+        layers="transformer.h",
+        token_embedding="transformer.wte",
+        position_embedding="transformer.wpe",
+        attention_norm="ln_1",
+        attention="attn",
+        mlp_norm="ln_2",
+        mlp="mlp",
+        final_norm="transformer.ln_f",
+        unembedding="lm_head",
+        norm_centred=True,
+        norm_eps="eps",
+        head_weights=_gpt2_heads,
+        neurons=_gpt2_neurons,
+        activation_function="activation_function",
+        refused=(("add_cross_attention", "cross-attention to an encoder"),),
+    ),
+}
+
+# Blocks that no row of data can describe, by what gives them away, and why.
+UNSUPPORTED_NAMES = {
+    "experts": "a mixture of experts: which expert runs is not a held scale, pattern or gate",
+    "router": "a mixture of experts: which expert runs is not a held scale, pattern or gate",
+    "sinks": "attention sinks: learned logits that take part in the softmax without a key",
+}
+UNSUPPORTED_ARCHITECTURES = {
+    "OpenAIGPTLMHeadModel": "a norm on the residual stream itself, so that no sublayer adds to it",
+}
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the row of `FAMILIES` for a Hugging Face model.
+
+    Raises ValueError where the architecture has no row or a block is of an unsupported kind,
+    naming the known architectures and how to add one.
+    """
+    architecture = type(model).__name__
+    reason = UNSUPPORTED_ARCHITECTURES.get(architecture) or _unsupported_block(model)
+    if reason:
+        raise ValueError(
+            f"{architecture} cannot be made linear by holding a run: it has {reason}. "
+            f"Architectures that fit: {', '.join(FAMILIES)}."
+        )
+    if architecture not in FAMILIES:
+        raise ValueError(
+            f"no entry for the architecture {architecture}. Known: {', '.join(FAMILIES)}. "
+            "To add one: docs/architectures.md (one row)."
+        )
+    family = FAMILIES[architecture]
+    for switch, reason in family.refused:
+        if getattr(model.config, switch, False):
+            raise ValueError(
+                f"this {architecture} has {switch}=True ({reason}), which the held map does not "
+                f"cover. Load a model whose config has {switch}=False."
+            )
+    return family
+
+
+def _unsupported_block(model: nn.Module) -> str | None:
+    names = [name for name, _ in model.named_modules()]
+    names += [name for name, _ in model.named_parameters()]
+    for name in names:
+        for part in name.split("."):
+            if part in UNSUPPORTED_NAMES:
+                return f"{UNSUPPORTED_NAMES[part]} ({name})"
+    return None

@@ -1,0 +1,31 @@
+"""Transcoders: wide sparse layers trained to reproduce an MLP (2406.11944), optionally with a skip."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .activation import Activation
+from .base import FeatureLayer
+
+
+@dataclass(frozen=True)
+class Transcoder(FeatureLayer):
+    """One transcoder: `act(y @ read.T + read_bias) @ write + write_bias (+ y @ skip.T)`.
+
+    >>> import torch
+    >>> from replacement.layers import TopK
+    >>> eye = torch.eye(3)
+    >>> layer = Transcoder(eye, eye, torch.zeros(3), torch.zeros(3), TopK(1))
+    >>> y = torch.tensor([[1.0, 5.0, 2.0]])
+    >>> layer.decode(layer.encode(y), y).tolist()
+    [[0.0, 5.0, 0.0]]
+    """
+
+    read: Float[Tensor, "feature d_model"]
+    write: Float[Tensor, "feature d_model"]
+    read_bias: Float[Tensor, " feature"]
+    write_bias: Float[Tensor, " d_model"]
+    activation: Activation
+    skip: Float[Tensor, "d_model d_model"] | None = None
+    kind = "feature"

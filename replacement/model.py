@@ -1,0 +1,132 @@
+"""A Hugging Face model together with what its MLPs and attention are read as."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .families import family_of
+from .layers import FeatureLayer
+from .prompts import token_ids_of, token_texts
+from .recording import run_of_record
+from .run import Run
+from .tracing import Tracer
+from .weights import read_weights
+
+
+class ReplacementModel:
+    """A language model whose runs can be recorded and made linear.
+
+    The Hugging Face model itself is never changed: its weights are viewed, not folded, and its
+    training flag and attention implementation are as before after every run.
+    """
+
+    def __init__(
+        self,
+        hf_model: nn.Module,
+        tokenizer: Any = None,
+        mlps: Sequence[FeatureLayer] | None = None,
+        *,
+        name: str = "model in memory",
+        read_as: dict[str, str] | None = None,
+    ) -> None:
+        """Raise ValueError for an unsupported architecture, NaN weights or layers that do not fit.
+
+        `mlps`: one layer per MLP, or None for the model's own neurons. `name` and `read_as` (mlp,
+        attention) are only remembered, for saved circuits to say what they came from.
+        """
+        self.family = family_of(hf_model)
+        self.hf_model = hf_model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.read_as = read_as or {
+            "mlp": "neurons" if mlps is None else "given",
+            "attention": "heads",
+        }
+        _check_finite(hf_model)
+        own = read_weights(hf_model, self.family, None)
+        if mlps is not None:
+            _check_fit(mlps, own.n_layers, own.d_model, own.unembedding.dtype)
+        self.weights = own if mlps is None else read_weights(hf_model, self.family, list(mlps))
+        self.tracer = Tracer(hf_model, self.family)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.unembedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.unembedding.device
+
+    @property
+    def n_context(self) -> int | None:
+        """The longest prompt the model takes; None where positions are not learned."""
+        positions = self.weights.position_embedding
+        return None if positions is None else positions.shape[0]
+
+    def run(self, prompt: Any) -> Run:
+        """Return the recorded run of one prompt, given as text or as token ids.
+
+        Text gets the special tokens its tokenizer adds; ids are taken as they are. Raises ValueError
+        or TypeError for anything that is not one unpadded prompt within the model's context.
+        """
+        ids = token_ids_of(
+            prompt, self.tokenizer, d_vocab=self.weights.d_vocab, n_context=self.n_context
+        )
+        record = self.tracer.record(ids.to(self.device))
+        return run_of_record(
+            record,
+            self.weights,
+            ids,
+            model=self,
+            prompt=prompt if isinstance(prompt, str) else None,
+            tokens=token_texts(ids, self.tokenizer),
+        )
+
+    def token_text(self, token_id: int) -> str:
+        """Return a token in quotes, or its id in brackets where there is no tokenizer."""
+        if self.tokenizer is None:
+            return f"[{token_id}]"
+        return f'"{self.tokenizer.decode([token_id])}"'
+
+    def __repr__(self) -> str:
+        weights = self.weights
+        return (
+            f"ReplacementModel({self.name}: {weights.n_layers} layers, width {weights.d_model}, "
+            f"mlp={self.read_as['mlp']}, attention={self.read_as['attention']}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        # a sum is finite unless a term is not (or it overflows, which the full test settles)
+        if not torch.isfinite(parameter.detach().sum()) and not torch.isfinite(parameter).all():
+            count = int((~torch.isfinite(parameter)).sum())
+            raise ValueError(
+                f"the weight {name} holds {count} NaN or infinite values, so every number would be "
+                "NaN. Load the checkpoint again, or find where training diverged."
+            )
+
+
+def _check_fit(
+    mlps: Sequence[FeatureLayer], n_layers: int, d_model: int, dtype: torch.dtype
+) -> None:
+    if len(mlps) != n_layers:
+        raise ValueError(
+            f"{len(mlps)} replacement layers for a model of {n_layers} MLPs: one per layer is "
+            "needed, first layer first."
+        )
+    for number, layer in enumerate(mlps):
+        width = layer.read.shape[1]
+        if width != d_model:
+            raise ValueError(
+                f"the replacement layer of MLP {number} reads vectors of {width}, the model's are "
+                f"{d_model}. Layers trained for another model?"
+            )
+        if layer.read.dtype != dtype:
+            raise ValueError(
+                f"the replacement layer of MLP {number} is {layer.read.dtype}, the model {dtype}. "
+                "Load both in the same dtype."
+            )

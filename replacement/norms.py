@@ -1,0 +1,42 @@
+"""Normalisation as a linear map: the denominator of the run is held, centring and gain are exact."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """`y = gain / scale * (x - mean x) + bias`; centring only for LayerNorm."""
+
+    gain: Float[Tensor, " d_model"] | None
+    bias: Float[Tensor, " d_model"] | None
+    eps: float
+    centred: bool
+
+    def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return `x` less its mean over the residual stream, or `x` where the norm has no centring."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """Return the denominator `sqrt(mean square of the centred x + eps)`."""
+        return torch.sqrt(self.centre(x).square().mean(-1) + self.eps)
+
+    def apply(
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*positions"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """Return the normed `x` with its denominator held at `scale`."""
+        normed = self.centre(x) / scale[..., None]
+        if self.gain is not None:
+            normed = normed * self.gain
+        return normed if self.bias is None else normed + self.bias
+
+    def pull(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return vectors that read the residual stream (times 1/scale) as `reads` read the output."""
+        return self.centre(reads if self.gain is None else reads * self.gain)
+
+    def constant(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """Return what `reads` get from the norm's bias: the part no node wrote."""
+        return reads.new_zeros(reads.shape[:-1]) if self.bias is None else reads @ self.bias

@@ -1,0 +1,164 @@
+"""From text or token ids to one checked prompt, and from a word to the token it is."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+MAX_SHOWN = 6
+
+
+def token_ids_of(
+    prompt: Any, tokenizer: Any, *, d_vocab: int, n_context: int | None
+) -> Int[Tensor, " pos"]:
+    """Return the token ids of one prompt given as text or as ids.
+
+    Text gets the special tokens its tokenizer adds (a BOS where it has one), ids never do; text
+    that already starts with the BOS is not given a second one. Raises ValueError or TypeError for an
+    empty or too long prompt, a batch, padding, unknown words and ids outside the vocabulary.
+    """
+    ids = _ids_of_text(prompt, tokenizer) if isinstance(prompt, str) else _ids_of_list(prompt)
+    if len(ids) == 0:
+        raise ValueError(
+            f"the prompt {prompt!r} is empty: no token, so no prediction to explain. "
+            "Give text or a list of at least one token id."
+        )
+    if n_context is not None and len(ids) > n_context:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens, the model's context is {n_context}. "
+            "Shorten it, or explain a later prediction of a shorter passage."
+        )
+    outside = [number for number in ids if not 0 <= number < d_vocab]
+    if outside:
+        raise ValueError(
+            f"token ids {outside[:MAX_SHOWN]} are outside the vocabulary of {d_vocab} tokens. "
+            "Ids made by another tokenizer?"
+        )
+    _refuse_padding(ids, tokenizer)
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _ids_of_text(prompt: str, tokenizer: Any) -> list[int]:
+    if tokenizer is None:
+        raise ValueError(
+            f"the prompt {prompt!r} is text and this model was loaded without a tokenizer. "
+            "Give token ids, or load(model, tokenizer=...)."
+        )
+    begins_with_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+    ids = list(tokenizer(prompt, add_special_tokens=not begins_with_bos)["input_ids"])
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown in ids and tokenizer.unk_token not in prompt:
+        _refuse_unknown(prompt, tokenizer)
+    only_special = ids and all(number in tokenizer.all_special_ids for number in ids)
+    return [] if only_special and not prompt.strip() else ids
+
+
+def _refuse_unknown(prompt: str, tokenizer: Any) -> None:
+    vocabulary = tokenizer.get_vocab()
+    pieces = [word for word in prompt.replace(",", " ").replace(".", " ").split()]
+    unknown = [
+        word
+        for word in dict.fromkeys(pieces)
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+    ] or [prompt]
+    near = {word: difflib.get_close_matches(" " + word, vocabulary, n=3) for word in unknown}
+    hints = "; ".join(f"{word!r}, nearest: {near[word]}" for word in unknown[:MAX_SHOWN])
+    raise ValueError(
+        f"words that the vocabulary of {len(vocabulary)} tokens does not hold: {hints}. "
+        "Use words the model was trained on."
+    )
+
+
+def _ids_of_list(prompt: Any) -> list[int]:
+    if isinstance(prompt, Mapping) or hasattr(prompt, "input_ids"):
+        mask = prompt.get("attention_mask")
+        if mask is not None and not bool(torch.as_tensor(mask).all()):
+            raise ValueError(
+                "the attention mask hides some tokens: a padded batch. Circuits are traced in one "
+                "unpadded prompt; give the token ids of that prompt alone."
+            )
+        prompt = prompt["input_ids"]
+    if isinstance(prompt, Tensor) or hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    if not isinstance(prompt, Sequence):
+        raise TypeError(
+            f"a prompt is text or a list of token ids; got {type(prompt).__name__}: {prompt!r}."
+        )
+    if len(prompt) == 1 and isinstance(prompt[0], Sequence) and not isinstance(prompt[0], str):
+        prompt = prompt[0]
+    if any(isinstance(entry, Sequence) and not isinstance(entry, str) for entry in prompt):
+        raise ValueError(
+            f"a batch of {len(prompt)} prompts: one run records one prompt. "
+            "Call model.run for each."
+        )
+    wrong = [entry for entry in prompt if isinstance(entry, bool) or not isinstance(entry, int)]
+    if wrong:
+        raise TypeError(
+            f"token ids are integers; got {wrong[:MAX_SHOWN]!r}. Text is given as one string."
+        )
+    return list(prompt)
+
+
+def _refuse_padding(ids: list[int], tokenizer: Any) -> None:
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None or pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return
+    places = [place for place, number in enumerate(ids) if number == pad]
+    if places:
+        raise ValueError(
+            f"padding tokens ({tokenizer.pad_token!r}, id {pad}) at positions "
+            f"{places[:MAX_SHOWN]}: a padded batch. Give the token ids of one unpadded prompt."
+        )
+
+
+def token_texts(ids: Int[Tensor, " pos"], tokenizer: Any) -> list[str]:
+    """Return the text of every token, or its id in brackets where there is no tokenizer."""
+    if tokenizer is None:
+        return [f"[{number}]" for number in ids.tolist()]
+    return [tokenizer.decode([number]) for number in ids.tolist()]
+
+
+def single_token(token: str | int, tokenizer: Any, d_vocab: int) -> int:
+    """Return the id of a token given as text or id.
+
+    " Mary" and "Mary" mean the same token where only one of them is a single token. Raises
+    ValueError for text of several tokens, unknown text and ids outside the vocabulary.
+    """
+    if isinstance(token, int) and not isinstance(token, bool):
+        if not 0 <= token < d_vocab:
+            raise ValueError(f"token id {token} is outside the vocabulary of {d_vocab} tokens.")
+        return token
+    if not isinstance(token, str):
+        raise TypeError(f"a token is text or an integer id; got {type(token).__name__}: {token!r}.")
+    if tokenizer is None:
+        raise ValueError(
+            f"the token {token!r} is text and this model was loaded without a tokenizer. "
+            "Give its id, or load(model, tokenizer=...)."
+        )
+    other = token[1:] if token.startswith(" ") else " " + token
+    for spelling in (token, other):
+        ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
+        known = tokenizer.unk_token_id not in ids or spelling == tokenizer.unk_token
+        if len(ids) == 1 and known:
+            return ids[0]
+    return _refuse_token(token, tokenizer)
+
+
+def _refuse_token(token: str, tokenizer: Any) -> int:
+    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id in ids or not ids:
+        near = difflib.get_close_matches(token, tokenizer.get_vocab(), n=3, cutoff=0.5)
+        nearest = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+        raise ValueError(
+            f"run.logit({token!r}): the vocabulary does not hold it.{nearest} "
+            "Give a token of the vocabulary, or its id."
+        )
+    pieces = [tokenizer.decode([number]) for number in ids]
+    raise ValueError(
+        f"run.logit({token!r}): {len(ids)} tokens here: {' '.join(map(repr, pieces))}. "
+        f"A logit is one token. Explain the first: run.logit({pieces[0]!r}), or give ids: "
+        f"run.logit({ids[0]})."
+    )

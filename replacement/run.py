@@ -1,0 +1,180 @@
+"""One recorded prompt: what was active, what was held, and what of it can be explained."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .layers import Active
+from .prompts import single_token
+from .target import Seed, Target, Term
+from .weights import ModelWeights
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """What one layer's two sublayers did, split into nodes, constants and errors."""
+
+    pattern: Float[Tensor, "head query key"]
+    attention_scale: Float[Tensor, " pos"]
+    mixed: Float[Tensor, "pos head d_head"]
+    """Every head's pattern-weighted values: its output before W_O."""
+    attention_output: Float[Tensor, "pos d_model"]
+    """All heads together with the output bias, as rebuilt from `mixed`."""
+    attention_error: Float[Tensor, "pos d_model"]
+    mlp_scale: Float[Tensor, " pos"]
+    active: Active
+    skip_output: Float[Tensor, "pos d_model"] | None
+    mlp_output: Float[Tensor, "pos d_model"]
+    """Features, decoder bias and skip together: the reconstruction."""
+    mlp_error: Float[Tensor, "pos d_model"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prompt run once through the original model and read through its replacement layers.
+
+    Axes: `pos` tokens, `d_model` residual stream. Made by `ReplacementModel.run`.
+    """
+
+    model: Any
+    """The `ReplacementModel` it was made by."""
+    weights: ModelWeights
+    prompt: str | None
+    """The text, None where token ids were given."""
+    token_ids: Int[Tensor, " pos"]
+    tokens: list[str]
+    logits: Float[Tensor, "pos d_vocab"]
+    token_writes: Float[Tensor, "pos d_model"]
+    """The residual entering layer 0 less the position embedding."""
+    position_writes: Float[Tensor, "pos d_model"]
+    layers: list[LayerRun]
+    residuals: list[Float[Tensor, "pos d_model"]]
+    """The residual stream of every stage (two a layer, and the one entering the final norm)."""
+    final_scale: Float[Tensor, " pos"]
+
+    def logit(self, token: str | int, pos: int = -1) -> Target:
+        """Return the raw logit of `token` at `pos` as a target, before any soft-cap.
+
+        `.centered()` of it subtracts the mean over the vocabulary. Raises ValueError where `token`
+        is not exactly one token, IndexError for a position outside the prompt.
+        """
+        number = single_token(token, self.model.tokenizer, self.weights.d_vocab)
+        where = self._position(pos)
+        name = self.model.token_text(number)
+        centered = self._logit_target("centered_logit", number, where, f"logit({name}) - mean")
+        raw = self._logit_target("logit", number, where, f"logit({name})")
+        return Target(**{**vars(raw), "centered_form": centered})
+
+    def _logit_target(self, kind: str, number: int, pos: int, label: str) -> Target:
+        weights = self.weights
+        row, value = weights.unembedding[number], self.logits[pos, number]
+        bias = weights.unembedding_bias
+        constant = 0.0 if bias is None else float(bias[number])
+        if kind == "centered_logit":
+            row, value = row - weights.mean_unembedding, value - self.logits[pos].mean()
+            constant -= 0.0 if bias is None else float(bias.mean())
+        norm = weights.final_norm
+        return Target(
+            run=self,
+            label=label,
+            value=float(value),
+            bias=constant + float(norm.constant(row)),
+            pos=pos,
+            seeds=(Seed(2 * weights.n_layers, pos, norm.pull(row) / self.final_scale[pos]),),
+            terms=(Term(kind, 1.0, weights.n_layers, pos, number),),
+        )
+
+    def feature(self, layer: int, pos: int, index: int) -> Target:
+        """Return the pre-activation of a feature or neuron as a target: inactive ones can be explained.
+
+        Raises IndexError for a layer, position or index that does not exist.
+        """
+        where, depth = self._position(pos), self._layer(layer)
+        block = self.weights.layers[depth]
+        if not 0 <= index < block.mlp.n_features:
+            raise IndexError(
+                f"run.feature(index={index}): layer {depth} has {block.mlp.n_features} "
+                f"{block.mlp.kind}s, numbered from 0."
+            )
+        stage, norm, scale = 2 * depth + 1, block.mlp_norm, self.layers[depth].mlp_scale[where]
+        y = norm.apply(self.residuals[stage][where][None], scale[None])[0]
+        read = block.mlp.read[index]
+        return Target(
+            run=self,
+            label=f"L{depth}.{block.mlp.kind[0]}{index}@{where}",
+            value=float(block.mlp.pre_activation(y[None], index)),
+            bias=float(norm.constant(read) + block.mlp.read_bias[index]),
+            pos=where,
+            seeds=(Seed(stage, where, norm.pull(read) / scale),),
+            terms=(Term("feature", 1.0, depth, where, index),),
+        )
+
+    def direction(self, vector: Float[Tensor, " d_model"], layer: int, pos: int = -1) -> Target:
+        """Return `vector` · the residual stream entering `layer` at `pos` as a target.
+
+        `layer = n_layers` is the stream entering the final norm. Raises ValueError for a vector
+        of the wrong width, IndexError for a layer or position that does not exist.
+        """
+        where, depth = self._position(pos), self._layer(layer, last=self.weights.n_layers)
+        stream = self.residuals[2 * depth][where]
+        vector = torch.as_tensor(vector, dtype=stream.dtype, device=stream.device)
+        if vector.shape != stream.shape or not torch.isfinite(vector).all():
+            raise ValueError(
+                f"run.direction: a finite vector of {stream.shape[0]} numbers (d_model) is needed; "
+                f"got shape {tuple(vector.shape)}."
+            )
+        return Target(
+            run=self,
+            label=f"direction@L{depth}",
+            value=float(vector @ stream),
+            bias=0.0,
+            pos=where,
+            seeds=(Seed(2 * depth, where, vector),),
+            terms=(Term("direction", 1.0, depth, where, -1, vector),),
+        )
+
+    def target(self, terms: list[dict[str, Any]]) -> Target:
+        """Return the target that `Term.as_data` described, made anew from this run."""
+        made = [self._of_term(**term) for term in terms]
+        total = made[0]
+        for other in made[1:]:
+            total = total + other
+        return total
+
+    def _of_term(
+        self, *, kind: str, weight: float, layer: int, pos: int, index: int, vector: Any
+    ) -> Target:
+        match kind:
+            case "logit":
+                single = self.logit(index, pos)
+            case "centered_logit":
+                single = self.logit(index, pos).centered()
+            case "feature":
+                single = self.feature(layer, pos, index)
+            case "direction":
+                single = self.direction(torch.as_tensor(vector), layer, pos)
+            case _:
+                raise ValueError(f"{kind!r} is no kind of target; upgrade linear-circuits?")
+        return single if weight == 1 else weight * single
+
+    def _position(self, pos: int) -> int:
+        n_pos = len(self.tokens)
+        if not -n_pos <= pos < n_pos:
+            raise IndexError(
+                f"position {pos} is outside the prompt of {n_pos} tokens: "
+                f"0 to {n_pos - 1}, or -1 for the last."
+            )
+        return pos % n_pos
+
+    def _layer(self, layer: int, last: int | None = None) -> int:
+        end = self.weights.n_layers - 1 if last is None else last
+        if not 0 <= layer <= end:
+            raise IndexError(f"layer {layer} does not exist here: 0 to {end}.")
+        return layer
+
+    def __repr__(self) -> str:
+        active = sum(len(layer.active) for layer in self.layers)
+        return f"Run({len(self.tokens)} tokens, {active} active features: {self.prompt!r})"

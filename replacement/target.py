@@ -1,0 +1,123 @@
+"""What is to be explained: a number that reads the residual stream of one run linearly."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Seed(NamedTuple):
+    """Where a target reads: `vector` · residual stream of `stage` at `pos`, run's scales held."""
+
+    stage: int
+    pos: int
+    vector: Float[Tensor, " d_model"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a target, as data: enough to save it, and to measure it in a changed run."""
+
+    kind: str
+    """ "logit", "centered_logit", "feature" or "direction"."""
+    weight: float
+    layer: int
+    pos: int
+    index: int
+    """Token id of a logit, number of a feature; -1 for a direction."""
+    vector: Float[Tensor, " d_model"] | None = None
+    """The direction, for that kind."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the term as JSON-able data."""
+        data = dataclasses.asdict(dataclasses.replace(self, vector=None))
+        data["vector"] = None if self.vector is None else self.vector.tolist()
+        return data
+
+
+@dataclass(frozen=True)
+class Target:
+    """A logit, a feature, a direction, or a linear combination of such, of one run.
+
+    Made by `run.logit`, `run.feature` and `run.direction`; `a - b`, `a + b` and `2 * a` are targets
+    too. `value = sum of seeds + bias` with everything of the run held.
+    """
+
+    run: Any
+    """The run (`replacement.run.Run`) it belongs to."""
+    label: str
+    value: float
+    """What the original model computed."""
+    bias: float
+    """The constant part: final norm bias, unembedding bias, encoder bias."""
+    pos: int
+    """The position explained; the last one for combinations."""
+    seeds: tuple[Seed, ...]
+    terms: tuple[Term, ...]
+    centered_form: "Target | None" = None
+
+    def centered(self) -> "Target":
+        """Return the logit less the mean over the vocabulary (unembedding bias included).
+
+        The common offset of all logits, which no probability depends on, is left out. Raises
+        ValueError for a target that is no single logit: a difference has lost the offset already.
+        """
+        if self.centered_form is None:
+            raise ValueError(
+                f"{self.label} is not a single logit; only run.logit(...) can be centered. "
+                "A difference of two logits is free of the common offset as it is."
+            )
+        return self.centered_form
+
+    def __add__(self, other: "Target") -> "Target":
+        if not isinstance(other, Target):
+            return NotImplemented
+        if other.run is not self.run:
+            raise ValueError(
+                f"{self.label} and {other.label} belong to different runs. "
+                "Make both from the same run = model.run(prompt)."
+            )
+        minus = other.label.startswith("-")
+        label = f"{self.label} {'-' if minus else '+'} {other.label.removeprefix('-')}"
+        return Target(
+            run=self.run,
+            label=label,
+            value=self.value + other.value,
+            bias=self.bias + other.bias,
+            pos=max(self.pos, other.pos),
+            seeds=self.seeds + other.seeds,
+            terms=self.terms + other.terms,
+        )
+
+    def __mul__(self, factor: float) -> "Target":
+        if not isinstance(factor, int | float) or isinstance(factor, bool):
+            return NotImplemented
+        simple = len(self.terms) == 1 and " " not in self.label.split("(")[0]
+        inner = self.label if simple else f"({self.label})"
+        return Target(
+            run=self.run,
+            label=f"-{inner}" if factor == -1 else f"{factor:g}·{inner}",
+            value=factor * self.value,
+            bias=factor * self.bias,
+            pos=self.pos,
+            seeds=tuple(Seed(stage, pos, factor * vector) for stage, pos, vector in self.seeds),
+            terms=tuple(
+                dataclasses.replace(term, weight=factor * term.weight) for term in self.terms
+            ),
+        )
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Target":
+        return self * (1 / divisor)
+
+    def __neg__(self) -> "Target":
+        return self * -1
+
+    def __sub__(self, other: "Target") -> "Target":
+        return self + (-other) if isinstance(other, Target) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Target({self.label} = {self.value:.4f} at position {self.pos})"

@@ -1,0 +1,90 @@
+"""The weights the held map reads: views of the Hugging Face model's own, sublayer by sublayer."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .families import Family, HeadWeights
+from .layers import FeatureLayer
+from .norms import Norm
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One transformer block: attention read as heads, MLP read as features."""
+
+    attention_norm: Norm
+    heads: HeadWeights
+    mlp_norm: Norm
+    mlp: FeatureLayer
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """A whole model; stage `2·layer` enters attention, `2·layer + 1` the MLP, `2·n_layers` the end."""
+
+    position_embedding: Float[Tensor, "n_context d_model"] | None
+    layers: list[LayerWeights]
+    final_norm: Norm
+    unembedding: Float[Tensor, "d_vocab d_model"]
+    unembedding_bias: Float[Tensor, " d_vocab"] | None
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def d_vocab(self) -> int:
+        return self.unembedding.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        return self.unembedding.shape[1]
+
+    @cached_property
+    def mean_unembedding(self) -> Float[Tensor, " d_model"]:
+        """The mean row of the unembedding, which a centred logit leaves out."""
+        return self.unembedding.mean(0)
+
+
+def read_weights(model: nn.Module, family: Family, mlps: list[FeatureLayer] | None) -> ModelWeights:
+    """Return the weights of a Hugging Face model; its own neurons where `mlps` is None."""
+    blocks: Any = model.get_submodule(family.layers)
+    activation = getattr(model.config, family.activation_function)
+    layers = []
+    for number, block in enumerate(blocks):
+        own = family.neurons(block.get_submodule(family.mlp), activation)
+        layers.append(
+            LayerWeights(
+                attention_norm=_norm(block.get_submodule(family.attention_norm), family),
+                heads=family.head_weights(block.get_submodule(family.attention)),
+                mlp_norm=_norm(block.get_submodule(family.mlp_norm), family),
+                mlp=own if mlps is None else mlps[number],
+            )
+        )
+    unembedding: Any = model.get_submodule(family.unembedding)
+    positions = None
+    if family.position_embedding is not None:
+        embedding: Any = model.get_submodule(family.position_embedding)
+        positions = embedding.weight.detach()
+    return ModelWeights(
+        position_embedding=positions,
+        layers=layers,
+        final_norm=_norm(model.get_submodule(family.final_norm), family),
+        unembedding=unembedding.weight.detach(),
+        unembedding_bias=None if unembedding.bias is None else unembedding.bias.detach(),
+    )
+
+
+def _norm(module: nn.Module, family: Family) -> Norm:
+    bias = getattr(module, "bias", None)
+    return Norm(
+        gain=torch.as_tensor(module.weight).detach(),
+        bias=None if bias is None else torch.as_tensor(bias).detach(),
+        eps=float(getattr(module, family.norm_eps)),
+        centred=family.norm_centred,
+    )
