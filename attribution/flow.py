@@ -1,9 +1,9 @@
 """Flow edges: what every kept node passed to every other, for one target (DESIGN 2.4).
 
 `flow[n, s] = u_n · gate_n · (the part of n's read that s wrote)`. Heads are nodes, so every edge
-runs along the residual stream of one position, and all flows into one sublayer are a single product
-(readers × d_model)(d_model × writers) times a table of factors (pattern entry / norm scale), over the
-writers of earlier sublayers. Inflow adds up to the reader's attribution: identity 2.
+runs along the residual stream of one position, and all flows into one sublayer are one product
+(readers × d_model)(d_model × writers) times a table of factors (pattern entry / norm scale), over
+the writers of earlier sublayers. Inflow adds up to the reader's attribution: identity 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attribution.sweep import Sweep
 from replacement.held import Reads, Sublayer
 from replacement.run import Run
 from replacement.target import Target
-
-from .sweep import Sweep
 
 
 @dataclass(frozen=True)

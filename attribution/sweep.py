@@ -48,14 +48,14 @@ class Leaves:
 class Sweep:
     """The result of one sweep: attributions, who was kept, and the derivative at every stage."""
 
-    attribution: list[Float[Tensor, " node"]]
+    attribution: list[Float[Tensor, " _"]]
     """Per sublayer, in order; every node, kept or not."""
-    keep: list[Bool[Tensor, " node"]]
+    keep: list[Bool[Tensor, " _"]]
     gradients: list[Float[Tensor, "pos d_model"]]
     """Per stage: the derivative of the target with respect to the residual stream."""
     leaves: Leaves
 
-    def kept(self) -> list[Int[Tensor, " kept"]]:
+    def kept(self) -> list[Int[Tensor, " _"]]:
         """Return the numbers of the kept nodes of every sublayer."""
         return [keep.nonzero(as_tuple=True)[0] for keep in self.keep]
 
@@ -70,7 +70,7 @@ def sweep(
     cutoff: float = 0.0,
     *,
     rule: GateRule = "absolute",
-    only: Sequence[Bool[Tensor, " node"]] | None = None,
+    only: Sequence[Bool[Tensor, " _"]] | None = None,
 ) -> Sweep:
     """Return the attributions of all nodes of a held run to `target`.
 
@@ -146,9 +146,7 @@ def cutoff_of(target: Target, ungated: Sweep, threshold: float) -> float:
     return threshold * max(abs(target.value), 1e-3 * ungated.leaves.magnitude())
 
 
-def strongest(
-    ungated: Sweep, sublayers: Sequence[Sublayer], n_nodes: int
-) -> list[Bool[Tensor, " node"]]:
+def strongest(ungated: Sweep, n_nodes: int) -> list[Bool[Tensor, " _"]]:
     """Return masks of the `n_nodes` nodes of largest |attribution|, ties in node order."""
     sizes = [len(attribution) for attribution in ungated.attribution]
     strength = torch.cat([attribution.abs() for attribution in ungated.attribution])

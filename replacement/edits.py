@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .held import Sublayer, held_sublayers
-from .run import Run
-from .target import Target, Term
+from replacement.held import Sublayer, held_sublayers
+from replacement.run import Run
+from replacement.target import Target, Term
 
 SOURCES = ("token", "position")
 
@@ -42,7 +42,7 @@ class _Knocked:
 
 
 def held_knock_outs(
-    target: Target, keep: Sequence[Bool[Tensor, " node"]], removals: Sequence[Removal]
+    target: Target, keep: Sequence[Bool[Tensor, " _"]], removals: Sequence[Removal]
 ) -> Float[Tensor, " batch"]:
     """Return the target's value with each node of `removals` taken out, one at a time.
 
@@ -91,14 +91,15 @@ def _knocked(layer: Sublayer, removals: Sequence[Removal]) -> _Knocked:
         if removal.kind == "error":
             errors.append((row, removal.pos))
         else:
-            nodes.append((row, _number(layer, removal)))
+            nodes.append((row, number_of(layer, removal)))
     device = layer.error.device
     pairs = torch.tensor(nodes, dtype=torch.long, device=device).reshape(-1, 2).T
     places = torch.tensor(errors, dtype=torch.long, device=device).reshape(-1, 2).T
     return _Knocked(pairs[0], pairs[1], places[0], places[1])
 
 
-def _number(layer: Sublayer, removal: Removal) -> int:
+def number_of(layer: Sublayer, removal: Removal) -> int:
+    """Return the number of a node among those of its sublayer; ValueError if the run lacks it."""
     number = layer.find(removal.kind, removal.pos, removal.index)
     if number < 0:
         raise ValueError(
@@ -193,7 +194,7 @@ def _subtractions(
         elif removal.kind == "error":
             vector = sublayers[place].error[removal.pos]
         else:
-            number = _number(sublayers[place], removal)
+            number = number_of(sublayers[place], removal)
             vector = sublayers[place].writes(torch.tensor([number], device=run.logits.device))[0]
         additions.setdefault(place, run.token_writes.new_zeros(shape))[row, removal.pos] -= vector
     return additions
@@ -208,7 +209,7 @@ def _measured(
     run: Run, term: Term, stream: Float[Tensor, "batch d_model"]
 ) -> Float[Tensor, " batch"]:
     weights = run.weights
-    if term.kind == "direction":
+    if term.vector is not None:
         return stream @ term.vector
     norm = weights.final_norm if "logit" in term.kind else weights.layers[term.layer].mlp_norm
     y = norm.apply(stream, norm.scale(stream))

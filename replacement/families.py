@@ -6,11 +6,12 @@ the library knows only `Family`, `HeadWeights` and `MLPWeights`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import Neurons, neuron_activation
+from replacement.layers import Neurons, neuron_activation
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,29 @@ class Family:
     norm_centred: bool
     norm_eps: str
     """Name of the norm module's attribute that holds epsilon."""
-    head_weights: Callable[[nn.Module], HeadWeights]
-    neurons: Callable[[nn.Module, str], Neurons]
+    head_weights: Callable[[Any], HeadWeights]
+    neurons: Callable[[Any, str], Neurons]
     activation_function: str
     """Name of the config entry that names the MLP's activation."""
     refused: tuple[tuple[str, str], ...] = ()
     """Config switches that change the architecture beyond this row, each with its reason."""
 
 
-def _gpt2_heads(attention: nn.Module) -> HeadWeights:
+def _gpt2_heads(attention: Any) -> HeadWeights:
     """GPT-2 keeps query, key and value in one Conv1D, stored [input, output]."""
-    packed, output = attention.get_submodule("c_attn"), attention.get_submodule("c_proj")
+    packed, output = attention.c_attn, attention.c_proj
     d_model = output.weight.shape[1]
     return HeadWeights(
         value=packed.weight.detach()[:, 2 * d_model :],
         value_bias=packed.bias.detach()[2 * d_model :],
         output=output.weight.detach(),
         output_bias=output.bias.detach(),
-        n_heads=int(attention.num_heads),  # type: ignore[arg-type]
+        n_heads=attention.num_heads,
     )
 
 
-def _gpt2_neurons(mlp: nn.Module, activation: str) -> Neurons:
-    reads, writes = mlp.get_submodule("c_fc"), mlp.get_submodule("c_proj")
+def _gpt2_neurons(mlp: Any, activation: str) -> Neurons:
+    reads, writes = mlp.c_fc, mlp.c_proj
     return Neurons(
         read=reads.weight.detach().T,
         read_bias=reads.bias.detach(),

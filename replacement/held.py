@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .run import LayerRun, Run
-from .weights import LayerWeights
+from replacement.run import LayerRun, Run
+from replacement.weights import LayerWeights
 
 Gate = Callable[[Float[Tensor, " node"]], Bool[Tensor, " node"]]
 """From the attributions of a sublayer's nodes to which of them are kept."""
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """How chosen nodes read: `sum over pos of factor[n, pos] · (vector[n] · x[pos]) + constant[n]`."""
+    """How nodes read: `sum over pos of factor[n, pos] · (vector[n] · x[pos]) + constant[n]`."""
 
     vector: Float[Tensor, "node d_model"]
     factor: Float[Tensor, "node pos"]
@@ -61,6 +61,10 @@ class Sublayer(abc.ABC):
     """Stage of the residual stream it reads."""
     writes_at: int
     """First stage that holds what it writes."""
+    node_kind: str
+    """Kind of its nodes (a skip apart)."""
+    local: bool
+    """True if every node reads its own position only."""
     n_nodes: int
     always: Bool[Tensor, " node"] | None
     """Nodes that no threshold stops (the skip of a transcoder)."""
@@ -97,7 +101,7 @@ class Sublayer(abc.ABC):
 class HeldAttention(Sublayer):
     """An attention layer as heads, one vector-valued node per position and head."""
 
-    name = "attn"
+    name, node_kind, local = "attn", "head", False
     always = None
 
     def __init__(self, layer: int, run: LayerRun, weights: LayerWeights) -> None:
@@ -177,13 +181,14 @@ class HeldAttention(Sublayer):
 
 
 class HeldMLP(Sublayer):
-    """An MLP as features (or neurons), and after them one skip node a position where there is one."""
+    """An MLP as features (or neurons), followed by one skip node a position where it has a skip."""
 
-    name = "mlp"
+    name, local = "mlp", True
 
     def __init__(self, layer: int, run: LayerRun, weights: LayerWeights) -> None:
         self.layer, self.reads_at, self.writes_at = layer, 2 * layer + 1, 2 * layer + 2
         self.run, self.features, self.norm = run, weights.mlp, weights.mlp_norm
+        self.node_kind = self.features.kind
         self.n_pos, self.n_active = run.mlp_error.shape[0], len(run.active)
         self.output, self.error = run.mlp_output, run.mlp_error
         self.write_bias = self.features.write_bias

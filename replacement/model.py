@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .families import family_of
-from .layers import FeatureLayer
-from .prompts import token_ids_of, token_texts
-from .recording import run_of_record
-from .run import Run
-from .tracing import Tracer
-from .weights import read_weights
+from replacement.families import family_of
+from replacement.layers import FeatureLayer
+from replacement.prompts import token_ids_of, token_texts
+from replacement.recording import run_of_record
+from replacement.run import Run
+from replacement.tracing import Tracer
+from replacement.weights import read_weights
 
 
 class ReplacementModel:
@@ -68,8 +68,8 @@ class ReplacementModel:
     def run(self, prompt: Any) -> Run:
         """Return the recorded run of one prompt, given as text or as token ids.
 
-        Text gets the special tokens its tokenizer adds; ids are taken as they are. Raises ValueError
-        or TypeError for anything that is not one unpadded prompt within the model's context.
+        Text gets the special tokens its tokenizer adds; ids are taken as they are. Raises
+        ValueError or TypeError for anything but one unpadded prompt within the model's context.
         """
         ids = token_ids_of(
             prompt, self.tokenizer, d_vocab=self.weights.d_vocab, n_context=self.n_context

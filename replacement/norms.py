@@ -1,4 +1,4 @@
-"""Normalisation as a linear map: the denominator of the run is held, centring and gain are exact."""
+"""Normalisation as a linear map: the run's denominator is held, centring and gain are exact."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Norm:
     centred: bool
 
     def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return `x` less its mean over the residual stream, or `x` where the norm has no centring."""
+        """Return `x` less its mean over `d_model`, or `x` where the norm has no centring."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
@@ -34,7 +34,7 @@ class Norm:
         return normed if self.bias is None else normed + self.bias
 
     def pull(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return vectors that read the residual stream (times 1/scale) as `reads` read the output."""
+        """Return vectors that read the stream (times 1/scale) as `reads` read the output."""
         return self.centre(reads if self.gain is None else reads * self.gain)
 
     def constant(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:

@@ -17,7 +17,7 @@ def token_ids_of(
     """Return the token ids of one prompt given as text or as ids.
 
     Text gets the special tokens its tokenizer adds (a BOS where it has one), ids never do; text
-    that already starts with the BOS is not given a second one. Raises ValueError or TypeError for an
+    that starts with the BOS is not given a second one. Raises ValueError or TypeError for an
     empty or too long prompt, a batch, padding, unknown words and ids outside the vocabulary.
     """
     ids = _ids_of_text(prompt, tokenizer) if isinstance(prompt, str) else _ids_of_list(prompt)
@@ -58,7 +58,7 @@ def _ids_of_text(prompt: str, tokenizer: Any) -> list[int]:
 
 def _refuse_unknown(prompt: str, tokenizer: Any) -> None:
     vocabulary = tokenizer.get_vocab()
-    pieces = [word for word in prompt.replace(",", " ").replace(".", " ").split()]
+    pieces = prompt.replace(",", " ").replace(".", " ").split()
     unknown = [
         word
         for word in dict.fromkeys(pieces)

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .run import LayerRun, Run
-from .tracing import LayerRecord, Record
-from .weights import LayerWeights, ModelWeights
+from replacement.run import LayerRun, Run
+from replacement.tracing import LayerRecord, Record
+from replacement.weights import LayerWeights, ModelWeights
 
 
 def run_of_record(
@@ -60,22 +60,18 @@ def _layer_run(
         einops.rearrange(values, "key (head d_head) -> key head d_head", head=heads.n_heads),
         "head query key, key head d_head -> query head d_head",
     )
-    attention_output = (
-        einops.rearrange(mixed, "pos head d_head -> pos (head d_head)") @ heads.output
-    )
-    if heads.output_bias is not None:
-        attention_output = attention_output + heads.output_bias
-
     mlp_scale = block.mlp_norm.scale(between)
     y = block.mlp_norm.apply(between, mlp_scale)
     active = block.mlp.encode(y)
-    mlp_output = block.mlp.decode(active, y)
+    # Heads and neurons are the sublayer itself: what it wrote needs no rebuilding, and a wrong
+    # weight shows as broken closure instead of hiding in an error.
+    mlp_output = layer.mlp if block.mlp.exact else block.mlp.decode(active, y)
     return LayerRun(
         pattern=layer.pattern,
         attention_scale=attention_scale,
         mixed=mixed,
-        attention_output=attention_output,
-        attention_error=layer.attention - attention_output,
+        attention_output=layer.attention,
+        attention_error=torch.zeros_like(layer.attention),
         mlp_scale=mlp_scale,
         active=active,
         skip_output=None if block.mlp.skip is None else y @ block.mlp.skip.T,

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .layers import Active
-from .prompts import single_token
-from .target import Seed, Target, Term
-from .weights import ModelWeights
+from replacement.layers import Active
+from replacement.prompts import single_token
+from replacement.target import Seed, Target, Term
+from replacement.weights import ModelWeights
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LayerRun:
     mixed: Float[Tensor, "pos head d_head"]
     """Every head's pattern-weighted values: its output before W_O."""
     attention_output: Float[Tensor, "pos d_model"]
-    """All heads together with the output bias, as rebuilt from `mixed`."""
+    """All heads together with the output bias."""
     attention_error: Float[Tensor, "pos d_model"]
     mlp_scale: Float[Tensor, " pos"]
     active: Active
@@ -88,7 +88,7 @@ class Run:
         )
 
     def feature(self, layer: int, pos: int, index: int) -> Target:
-        """Return the pre-activation of a feature or neuron as a target: inactive ones can be explained.
+        """Return the pre-activation of a feature or neuron as a target, active or not.
 
         Raises IndexError for a layer, position or index that does not exist.
         """

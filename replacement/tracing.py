@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .families import Family
+from replacement.families import Family
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Tracer:
     ) -> None:
         """Run a batch of copies of a prompt, adding vectors to the output of sublayers.
 
-        `additions[layer, "attn" | "mlp"]` is added to that sublayer's output, `additions[-1, ""]` to
-        the embeddings, one row of the batch per edit; the model reacts freely. `read(stage, x)` is
-        called with the residual stream of every stage: 2·layer before attention, 2·layer + 1 before
-        the MLP, 2·layers before the final norm.
+        `additions[layer, "attn" | "mlp"]` is added to that sublayer's output, `additions[-1, ""]`
+        to the embeddings, one row of the batch per edit; the model reacts freely. `read(stage, x)`
+        is called with the residual stream of every stage: 2·layer before attention, 2·layer + 1
+        before the MLP, 2·n_layers before the final norm.
         """
         family, residuals = self.family, []
         batch = max(addition.shape[0] for addition in additions.values())

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .families import Family, HeadWeights
-from .layers import FeatureLayer
-from .norms import Norm
+from replacement.families import Family, HeadWeights
+from replacement.layers import FeatureLayer
+from replacement.norms import Norm
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A whole model; stage `2·layer` enters attention, `2·layer + 1` the MLP, `2·n_layers` the end."""
+    """A whole model.
+
+    Stage `2·layer` enters attention, `2·layer + 1` the MLP, `2·n_layers` the final norm.
+    """
 
     position_embedding: Float[Tensor, "n_context d_model"] | None
     layers: list[LayerWeights]

@@ -1,5 +1,5 @@
 """Folders of trained replacement layers: one file a format."""
 
-from .ours import load_transcoders, save_transcoders
+from replacement.checkpoints.ours import load_transcoders, save_transcoders
 
 __all__ = ["load_transcoders", "save_transcoders"]

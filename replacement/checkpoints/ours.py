@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..layers import JumpReLU, Transcoder, activation_from_settings
+from replacement.layers import JumpReLU, Transcoder, activation_from_settings
 
 FORMAT = "linear-circuits transcoders"
 VERSION = 1

@@ -1,6 +1,6 @@
 """Replacement layers: what an MLP is read as."""
 
-from .activation import (
+from replacement.layers.activation import (
     Activation,
     BatchTopK,
     JumpReLU,
@@ -10,10 +10,10 @@ from .activation import (
     activation_from_settings,
     neuron_activation,
 )
-from .active import Active
-from .base import FeatureLayer
-from .neurons import Neurons
-from .transcoder import Transcoder
+from replacement.layers.active import Active
+from replacement.layers.base import FeatureLayer
+from replacement.layers.neurons import Neurons
+from replacement.layers.transcoder import Transcoder
 
 __all__ = [
     "Activation",

@@ -106,7 +106,7 @@ class Smooth(Activation):
         if self.name not in SMOOTH_GATES:
             raise ValueError(
                 f"unknown activation function {self.name!r}; known: relu, "
-                f"{', '.join(SMOOTH_GATES)}. Add its gate a(x)/x to replacement/layers/activation.py."
+                f"{', '.join(SMOOTH_GATES)}. Add its gate a(x)/x in replacement/layers."
             )
 
     def gate(self, pre: Float[Tensor, "pos feature"]) -> Float[Tensor, "pos feature"]:
@@ -160,12 +160,12 @@ def activation_from_settings(
         case {"name": "batchtopk"}:
             raise ValueError(
                 "these BatchTopK layers store no inference threshold, and pooling over a prompt "
-                'would let later tokens change earlier gates. Add "threshold" (the running mean of '
-                "the smallest kept value in training) to their activation settings."
+                'would let later tokens change earlier gates. Add "threshold" (the running mean '
+                "of the smallest kept value in training) to their activation settings."
             )
         case {"name": "jumprelu"} if threshold is not None:
             return JumpReLU(threshold)
     raise ValueError(
         f"activation settings {settings!r} are not understood. Known: relu; topk with an integer "
-        "k > 0; batchtopk with a threshold; jumprelu with a threshold tensor of one value a feature."
+        "k > 0; batchtopk with a threshold; jumprelu with a tensor of one threshold a feature."
     )

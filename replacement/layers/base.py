@@ -3,12 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from .activation import Activation
-from .active import Active, active_from_gates
+from replacement.layers.activation import Activation
+from replacement.layers.active import Active, active_from_gates
 
 
 class FeatureLayer:
-    """An MLP read as features: `a_f = gate_f · (read_f · y + read_bias_f)`, writing `a_f · write_f`.
+    """An MLP read as features: `a_f = gate_f · (read_f · y + read_bias_f)` writes `a_f · write_f`.
 
     `y` is the normed input of the MLP, gain and bias included. The layer's output is
     `sum_f a_f write_f + write_bias (+ skip @ y)`; what it misses of the MLP is the error.
@@ -22,6 +22,8 @@ class FeatureLayer:
     read_bias: Float[Tensor, " feature"]
     write_bias: Float[Tensor, " d_model"]
     activation: Activation
+    exact: bool
+    """True if the layer is the MLP itself, so that it has no error."""
     skip: Float[Tensor, "d_model d_model"] | None
     """Linear path around the features, applied as `y @ skip.T`; None where there is none."""
 

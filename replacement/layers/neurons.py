@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from .activation import Activation
-from .base import FeatureLayer
+from replacement.layers.activation import Activation
+from replacement.layers.base import FeatureLayer
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,4 @@ class Neurons(FeatureLayer):
     activation: Activation
     skip = None
     kind = "neuron"
+    exact = True

@@ -1,12 +1,12 @@
-"""Transcoders: wide sparse layers trained to reproduce an MLP (2406.11944), optionally with a skip."""
+"""Transcoders: wide sparse layers trained to reproduce an MLP (2406.11944), a skip optional."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from .activation import Activation
-from .base import FeatureLayer
+from replacement.layers.activation import Activation
+from replacement.layers.base import FeatureLayer
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,4 @@ class Transcoder(FeatureLayer):
     activation: Activation
     skip: Float[Tensor, "d_model d_model"] | None = None
     kind = "feature"
+    exact = False

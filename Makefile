@@ -1,0 +1,31 @@
+# Everything from nothing: `make demo` and `make test` make .venv, install, and run.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: demo test check install clean
+
+demo: install
+	$(BIN)/circuits demo
+
+# What CI runs: format, lint, types, tests (docstrings' examples and notebooks included).
+test: install check
+	$(BIN)/python -m pytest -q -n 2
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+install: $(INSTALLED)
+
+# torch first and pinned, or pip would fetch a build with gigabytes of CUDA.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	rm -f .venv/installed-*
+	touch $@
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,156 @@
+"""What a trace will cost, said before it starts: nodes, passes and bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from replacement.held import Sublayer, held_sublayers
+from replacement.run import Run
+from replacement.target import Target
+
+DENSE_MAX_NODES = 500
+"""How many nodes are kept unless told otherwise where every neuron is active everywhere."""
+EDGE_BYTES = 96
+"""One edge at its dearest: indices and amount as tensors, then as columns of the edge table."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What tracing one target takes."""
+
+    target: str
+    n_tokens: int
+    nodes: dict[str, int]
+    """Active nodes by kind: features (or neurons), heads, skips."""
+    max_nodes: int | None
+    """At most so many are kept; None: as many as reach the threshold."""
+    passes: dict[str, int]
+    """Forward passes already made by the run, backward sweeps and flow passes to come."""
+    edges: int
+    """Upper bound of flow edges."""
+    bytes: int
+    """Upper bound of what the trace allocates beyond the run."""
+    free_bytes: int
+    device: str
+
+    def __str__(self) -> str:
+        nodes = ", ".join(f"{count:,} {kind}s" for kind, count in self.nodes.items())
+        kept = "as many as reach the threshold"
+        if self.max_nodes is not None:
+            kept = f"at most {self.max_nodes:,}"
+        passes = ", ".join(f"{count} {name}" for name, count in self.passes.items())
+        return "\n".join(
+            [
+                f"nodes    {nodes} on {self.n_tokens} tokens; kept: {kept}",
+                f"passes   {passes}",
+                f"memory   at most {size_text(self.bytes)} for {self.edges:,} edges; "
+                f"{size_text(self.free_bytes)} free on {self.device}",
+            ]
+        )
+
+
+def plan(target: Target, max_nodes: int | None = None) -> Plan:
+    """Return what `trace(target, max_nodes=max_nodes)` costs at most, without doing any of it.
+
+    How many nodes a threshold leaves is known only after the sweep, so the bounds are for
+    `max_nodes`, or for all active nodes.
+
+    >>> from circuits import load, plan
+    >>> run = load("four-tasks").run("When Mary and John went to the store, John gave a drink to")
+    >>> plan(run.logit(" Mary")).passes
+    {'forward': 1, 'sweep': 2, 'flow': 1}
+    """
+    run, sublayers = target.run, held_sublayers(target.run)
+    nodes: dict[str, int] = {}
+    for layer in sublayers:
+        skips = 0 if layer.always is None else int(layer.always.sum())
+        nodes[layer.node_kind] = nodes.get(layer.node_kind, 0) + layer.n_nodes - skips
+        if skips:
+            nodes["skip"] = nodes.get("skip", 0) + skips
+    limit, total = node_limit(run, max_nodes), sum(nodes.values())
+    if limit is None or limit >= total:
+        kept, edges = total, edges_among(sublayers, [layer.positions() for layer in sublayers])
+    else:
+        kept = limit
+        edges = kept * (kept + 1) // 2 + (kept + 1) * 2 * len(run.tokens)
+    return Plan(
+        target=target.label,
+        n_tokens=len(run.tokens),
+        nodes=nodes,
+        max_nodes=limit,
+        passes={"forward": 1, "sweep": 2, "flow": 1},
+        edges=edges,
+        bytes=_bytes(run, kept, edges),
+        free_bytes=free_bytes(run.token_writes.device),
+        device=str(run.token_writes.device),
+    )
+
+
+def node_limit(run: Run, max_nodes: int | None) -> int | None:
+    """Return how many nodes may be kept: what was asked, or a bound for neurons, all active."""
+    if max_nodes is None and any(layer.active.dense for layer in run.layers):
+        return DENSE_MAX_NODES
+    return max_nodes
+
+
+def edges_among(sublayers: Sequence[Sublayer], places: Sequence[Int[Tensor, " _"]]) -> int:
+    """Return how many flow edges there can be among nodes, given their positions by sublayer."""
+    n_pos = sublayers[0].error.shape[0]
+    writers = torch.full((n_pos,), 2, dtype=torch.long)  # the token and the position embedding
+    edges = 0
+    for layer, pos in zip(sublayers, places, strict=True):
+        readers = torch.bincount(pos.cpu(), minlength=n_pos)
+        reached = writers if layer.local else writers.cumsum(0)
+        edges += int(readers @ reached)
+        writers = writers + readers
+    return edges + int(writers.sum())
+
+
+def refuse_too_many(
+    sublayers: Sequence[Sublayer], kept: Sequence[Int[Tensor, " _"]], run: Run
+) -> None:
+    """Raise MemoryError, before anything is allocated, if flow edges among `kept` do not fit."""
+    places = [layer.positions()[nodes] for layer, nodes in zip(sublayers, kept, strict=True)]
+    count, edges = sum(map(len, kept)), edges_among(sublayers, places)
+    needed, free = _bytes(run, count, edges), free_bytes(run.token_writes.device)
+    if needed > free:
+        fits = max(1, int(count * (free / needed) ** 0.5 * 0.9))
+        raise MemoryError(
+            f"trace(...): {count:,} nodes are kept, up to {edges:,} edges: about "
+            f"{size_text(needed)}, {size_text(free)} are free. Fits: max_nodes={fits}, or a higher "
+            "threshold."
+        )
+
+
+def _bytes(run: Run, kept: int, edges: int) -> int:
+    """Bytes of a trace that keeps so many nodes: gradients, vectors, one product, the edges."""
+    stream = run.token_writes
+    rows = kept + 2 * stream.shape[0]
+    gradients = len(run.residuals) * stream.numel()
+    vectors = 2 * rows * stream.shape[1]
+    widest = max(len(layer.active) for layer in run.layers) + run.layers[0].mixed[..., 0].numel()
+    product = 3 * min(kept, widest) * rows
+    return (gradients + vectors + product) * stream.element_size() + edges * EDGE_BYTES
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes as people write it.
+
+    >>> size_text(3_200_000)
+    '3.2 MB'
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,135 @@
+"""The product: a graph, where it came from, and what can be done with it."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from graphs.files import save
+from graphs.files.native import read_graph
+from graphs.graph import Graph
+from graphs.networks import to_networkx
+from graphs.paths import strongest_paths
+from graphs.pruning import prune
+from graphs.view.picture import svg
+from graphs.view.terminal import summary
+
+if TYPE_CHECKING:
+    import networkx
+
+    from circuits.testing import KnockOuts
+
+
+class Circuit:
+    """Nodes and signed edges that explain one target of one run.
+
+    Made by `trace(target)` or `read(path)`. Never changes: `prune` and `attach` return new ones.
+    A circuit read from a file has no model and needs no torch; `attach(model)` gives it one again.
+    """
+
+    def __init__(self, data: Graph, model: Any = None, run: Any = None) -> None:
+        self.data = data
+        """The graph underneath (`graphs.Graph`)."""
+        self.model = model
+        self._run = run
+
+    @classmethod
+    def of_trace(cls, data: Graph, run: Any) -> "Circuit":
+        """Return the circuit of a graph just traced, with its conservation checked and noted."""
+        checks = {**data.meta["checks"], "conservation": data.conservation()}
+        return cls(Graph(data.nodes, data.edges, {**data.meta, "checks": checks}), run.model, run)
+
+    @property
+    def nodes(self) -> pd.DataFrame:
+        """The node table: kind, layer, sublayer, pos, index, token, …, attribution (a copy)."""
+        return self.data.nodes
+
+    @property
+    def edges(self) -> pd.DataFrame:
+        """The edge table: source, target, via, flow, effect (a copy)."""
+        return self.data.edges
+
+    @property
+    def value(self) -> float:
+        """The target's value, as the original model computed it."""
+        return self.data.value
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Where the circuit comes from: model, prompt, target, threshold, checks, versions."""
+        return self.data.meta
+
+    @property
+    def explained(self) -> pd.Series:
+        """What the value is made of: token, position, error, bias, pruned; they sum to it."""
+        return self.data.explained()
+
+    @cached_property
+    def graph(self) -> "networkx.DiGraph":
+        """The circuit as a networkx graph; columns of both tables are its attributes."""
+        return to_networkx(self.data)
+
+    def prune(self, share: float = 0.8) -> "Circuit":
+        """Return the circuit with the fewest nodes, then edges, that hold `share` of the whole.
+
+        See `graphs.pruning.prune`. What is removed stays in the books, in `in_pruned` and
+        `out_pruned`, so that `explained` still sums to the value.
+        """
+        return Circuit(prune(self.data, share), self.model, self._run)
+
+    def paths(self, k: int = 5) -> pd.DataFrame:
+        """Return the `k` strongest paths from a token to the target, and what each carries."""
+        return strongest_paths(self.data, k)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the circuit and return where; the ending decides what: .circuit or .svg.
+
+        Written under a temporary name and renamed, so that no half file is ever left. Two traces of
+        the same target give the same bytes. Raises ValueError for an ending that is not known.
+        """
+        save(self.data, path)
+        return Path(path)
+
+    def attach(self, model: Any) -> "Circuit":
+        """Return the circuit with a model again, after checking that it is the same one.
+
+        The prompt is run anew; ValueError if the target does not come out as it was saved.
+        """
+        run = model.run(self.meta["token_ids"])
+        value = run.target(self.meta["target"]["terms"]).value
+        if abs(value - self.value) > 1e-3 * max(1.0, abs(self.value)):
+            raise ValueError(
+                f"this circuit explains {self.meta['target']['label']} = {self.value:.4f} of "
+                f"{self.meta['model']!r}; the model given computes {value:.4f}. Attach the model, "
+                "weights and dtype it was traced with."
+            )
+        return Circuit(self.data, model, run)
+
+    def test(self, *, batch: int = 64, progress: bool = True) -> "KnockOuts":
+        """Return predicted and measured effects of knocking out every node, one at a time.
+
+        See `circuits.testing.knock_out_each`. Raises ValueError for a circuit without a model.
+        """
+        from circuits.testing import knock_out_each
+
+        if self.model is None:
+            raise ValueError(
+                "circuit.test(): this circuit was read from a file and has no model. "
+                f"Give it one: circuit.attach(load({self.meta.get('model', '...')!r})).test()"
+            )
+        return knock_out_each(self.data, self._run, batch=batch, progress=progress)
+
+    def _repr_svg_(self) -> str:
+        return svg(self.data)
+
+    def __repr__(self) -> str:
+        return summary(self.data)
+
+
+def read(path: str | Path) -> Circuit:
+    """Return the circuit saved in a `.circuit` file, without a model and without importing torch.
+
+    Raises FileNotFoundError or ValueError for a missing, truncated or foreign file.
+    """
+    return Circuit(read_graph(path))

@@ -1,0 +1,222 @@
+"""The command line: parse, call, print. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0, 1 for a check that failed, 2 for bad arguments.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from circuits.circuit import Circuit
+    from circuits.testing import KnockOuts
+    from replacement.model import ReplacementModel
+    from replacement.target import Target
+
+TOLERANCE = 1e-4
+"""What identities hold to in float32 (docs/design.md, Precision)."""
+
+app = typer.Typer(
+    name="circuits",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which tokens, heads and features made a language model predict this, exactly.",
+)
+
+Model = Annotated[str, typer.Argument(help="four-tasks, a folder, or a Hugging Face hub name.")]
+Prompt = Annotated[str, typer.Argument(help="The text whose next token is explained.")]
+Explain = Annotated[str, typer.Option(help='The token explained, for instance " Mary".')]
+Minus = Annotated[
+    str | None,
+    typer.Option(help="Explain the difference to this token's logit; else to the mean logit."),
+]
+Mlp = Annotated[
+    str | None,
+    typer.Option(help='What MLPs are read as: "neurons", "transcoders", or a folder of them.'),
+]
+Attention = Annotated[str, typer.Option(help='What attention is read as: "heads".')]
+Threshold = Annotated[float, typer.Option(help="Share of the target a node must contribute.")]
+MaxNodes = Annotated[int | None, typer.Option(help="Keep at most so many nodes.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cuda where there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default) or float64.")]
+Output = Annotated[
+    list[Path] | None,
+    typer.Option("--output", "-o", help="Write here; the ending decides: .circuit or .svg."),
+]
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help="ioi, induction, bracket or greater_than.")] = "ioi",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Explain one prediction of the bundled model, test the claim, write the circuit.
+
+    Example: circuits demo --task induction
+    """
+    from circuits import load
+
+    with _explained_errors():
+        example = _example(task)
+        model = load("four-tasks")
+        target = _target(model, example["prompt"], example["explain"], example["minus"])
+        circuit = _trace_and_print(target, 0.005, None)
+        pruned = circuit.prune(0.8)
+        result = circuit.test()
+        typer.echo(f"\n{result}\n")
+        output.mkdir(parents=True, exist_ok=True)
+        files = [circuit.save(output / f"{task}.circuit"), pruned.save(output / f"{task}.svg")]
+    typer.echo(f"wrote {files[0]} ({len(circuit.edges):,} edges) and {files[1]} (pruned to 80 %)")
+    typer.echo(f"next: circuits show {files[0]}   or   circuits demo --task induction")
+    _end(circuit, result)
+
+
+@app.command()
+def trace(
+    model: Model,
+    prompt: Prompt,
+    explain: Explain,
+    minus: Minus = None,
+    mlp: Mlp = None,
+    attention: Attention = "heads",
+    threshold: Threshold = 0.005,
+    max_nodes: MaxNodes = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    test: Annotated[bool, typer.Option(help="Knock out every node and measure.")] = False,
+    output: Output = None,
+) -> None:
+    """Trace one prediction and print what made it so.
+
+    Example: circuits trace four-tasks "When Mary and John went to the store, John gave a drink to"
+    --explain " Mary" --minus " John" -o ioi.circuit -o ioi.svg
+    """
+    from circuits import load
+
+    with _explained_errors():
+        for path in output or []:
+            _check_ending(path)
+        loaded = load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        target = _target(loaded, prompt, explain, minus)
+        circuit = _trace_and_print(target, threshold, max_nodes)
+        result = circuit.test() if test else None
+        if result is not None:
+            typer.echo(f"\n{result}")
+        for path in output or []:
+            typer.echo(f"wrote {circuit.save(path)}")
+    _end(circuit, result)
+
+
+@app.command()
+def plan(
+    model: Model,
+    prompt: Prompt,
+    explain: Explain,
+    minus: Minus = None,
+    mlp: Mlp = None,
+    attention: Attention = "heads",
+    max_nodes: MaxNodes = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Print what a trace would cost: nodes, passes, bytes.
+
+    Example: circuits plan four-tasks "The war lasted from the year 17 32 to the year 17" --explain
+    " 50"
+    """
+    import circuits
+
+    with _explained_errors():
+        loaded = circuits.load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        target = _target(loaded, prompt, explain, minus)
+        typer.echo(f"target   {target.label} = {target.value:.4f}")
+        typer.echo(str(circuits.plan(target, max_nodes)))
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A .circuit file.")],
+    prune: Annotated[
+        float | None, typer.Option(help="Keep the nodes and edges that hold this share.")
+    ] = None,
+    paths: Annotated[int, typer.Option(help="Print so many of the strongest paths.")] = 5,
+    output: Output = None,
+) -> None:
+    """Print a saved circuit, prune it, draw it; needs no model and no torch.
+
+    Example: circuits show ioi.circuit --prune 0.6 -o ioi.svg
+    """
+    from circuits import read
+
+    with _explained_errors():
+        circuit = read(file)
+        if prune is not None:
+            circuit = circuit.prune(prune)
+        typer.echo(str(circuit))
+        if paths != 5:
+            typer.echo(circuit.paths(paths)[["flow", "text"]].to_string(index=False))
+        for path in output or []:
+            typer.echo(f"wrote {circuit.save(path)}")
+
+
+def _example(task: str) -> dict[str, str]:
+    stored = resources.files("replacement") / "bundled" / "four-tasks" / "prompts.json"
+    examples = json.loads(stored.read_text(encoding="utf-8"))
+    of_task = [example for example in examples if example["task"] == task]
+    if not of_task:
+        known = ", ".join(dict.fromkeys(example["task"] for example in examples))
+        raise ValueError(f"circuits demo --task {task}: no such task. Known: {known}.")
+    return of_task[0]
+
+
+def _target(model: "ReplacementModel", prompt: str, explain: str, minus: str | None) -> "Target":
+    run = model.run(prompt)
+    logit = run.logit(explain)
+    return logit.centered() if minus is None else logit - run.logit(minus)
+
+
+def _trace_and_print(target: "Target", threshold: float, max_nodes: int | None) -> "Circuit":
+    """Print the plan before the work, then the circuit."""
+    import circuits
+
+    typer.echo(f"model    {target.run.model}")
+    typer.echo(f"target   {target.label} = {target.value:.4f}")
+    typer.echo(f"{circuits.plan(target, max_nodes)}\n")
+    circuit = circuits.trace(target, threshold, max_nodes=max_nodes)
+    typer.echo(str(circuit))
+    return circuit
+
+
+def _check_ending(path: Path) -> None:
+    from graphs.files import WRITERS
+
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"-o {path}: endings known: {', '.join(WRITERS)}.")
+
+
+def _end(circuit: "Circuit", result: "KnockOuts | None") -> None:
+    """Exit 1 where a sum does not close or a prediction does not hold."""
+    checks = dict(circuit.meta["checks"])
+    if result is not None:
+        checks["knock-outs"] = result.deviation
+    failed = [f"{name} {value:.1e}" for name, value in checks.items() if not value <= TOLERANCE]
+    if failed:
+        typer.echo(f"failed checks (tolerance {TOLERANCE:g}): {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _explained_errors() -> Iterator[None]:
+    """Bad arguments end with one paragraph on stderr and exit code 2, not with a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, OSError, MemoryError) as problem:
+        typer.echo(f"circuits: {problem}", err=True)
+        raise typer.Exit(2) from None

@@ -1,0 +1,211 @@
+"""From a name, a folder or a module in memory to a model ready to be run and traced."""
+
+import copy
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from replacement.checkpoints import load_transcoders
+from replacement.families import family_of
+from replacement.layers import FeatureLayer
+from replacement.model import ReplacementModel
+
+BUNDLED = ("four-tasks",)
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def load(
+    model: str | Path | nn.Module,
+    tokenizer: Any = None,
+    *,
+    mlp: str | Path | Sequence[FeatureLayer] | None = None,
+    attention: str = "heads",
+    device: str | None = None,
+    dtype: str | None = None,
+) -> ReplacementModel:
+    """Return a model whose runs can be recorded and traced.
+
+    Parameters
+    ----------
+    model
+        The bundled `"four-tasks"`, a folder, a Hugging Face hub name, or a transformers model in
+        memory (left as it is: it is neither moved, nor converted, nor switched).
+    tokenizer
+        For a model in memory; without one, token ids work everywhere. A folder or hub name brings
+        its own.
+    mlp
+        What MLPs are read as: "neurons" (any model, no error), "transcoders" (those bundled with
+        the model), a folder of transcoders, or one layer per MLP. Default: bundled transcoders
+        where there are some, else neurons.
+    attention
+        "heads": the model's own heads with the pattern of the run held.
+    device, dtype
+        Default: those of a model in memory; else cuda where there is one, and float32. Attribution
+        needs float32 or float64.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        For a name, folder, architecture, layers, device or dtype that does not fit; says why.
+
+    Examples
+    --------
+    >>> load("four-tasks").run("When Mary and John went to the store").tokens[-1]
+    ' store'
+    """
+    if attention != "heads":
+        raise ValueError(
+            f'load(attention={attention!r}): "heads" is what fits: the model\'s own heads, with '
+            "the pattern of the run held."
+        )
+    kind = _dtype(dtype, model)
+    where = _device(device, model)
+    if isinstance(model, nn.Module):
+        hf_model, name, folder = _converted(model, kind, where), type(model).__name__, None
+        name = f"{getattr(model.config, 'name_or_path', '') or name}"
+    else:
+        folder = _folder(model)
+        hf_model, own = _from_pretrained(str(model), folder, kind, where)
+        tokenizer, name = tokenizer or own, str(model)
+    mlps, read_as = _mlps(mlp, folder, kind, where)
+    return ReplacementModel(
+        hf_model, tokenizer, mlps, name=name, read_as={"mlp": read_as, "attention": attention}
+    )
+
+
+def _dtype(dtype: str | None, model: Any) -> torch.dtype:
+    if dtype is None:
+        own = next(iter(model.parameters())).dtype if isinstance(model, nn.Module) else None
+        return torch.float64 if own == torch.float64 else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(
+            f"load(dtype={dtype!r}): attribution runs in {' or '.join(DTYPES)}; weights stored "
+            "in a half type are converted as they are loaded."
+        )
+    return DTYPES[name]
+
+
+def _device(device: str | None, model: Any) -> torch.device:
+    if device is None:
+        if isinstance(model, nn.Module):
+            return next(iter(model.parameters())).device
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise ValueError(f'load(device={device!r}): {reason}. "cpu" always works.') from None
+    return chosen
+
+
+def _converted(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The model itself where it fits as it is, otherwise a copy that does."""
+    first = next(iter(model.parameters()))
+    if first.dtype == dtype and first.device == device:
+        return model
+    return copy.deepcopy(model).to(dtype=dtype, device=device)
+
+
+def _folder(model: str | Path) -> Path | None:
+    """Where the model's files are; None for a hub name."""
+    if str(model) in BUNDLED:
+        return Path(str(resources.files("replacement") / "bundled" / str(model)))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            held = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
+            raise ValueError(
+                f"load({str(model)!r}): no config.json in this folder (found: {held}). Give a "
+                "folder that model.save_pretrained(...) wrote."
+            )
+        return folder
+    looks_local = isinstance(model, Path) or str(model).startswith((".", "/", "~"))
+    if looks_local or str(model).count("/") > 1:
+        raise FileNotFoundError(
+            f"load({str(model)!r}): no such folder. Give a folder that model.save_pretrained(...) "
+            f"wrote, a hub name such as openai-community/gpt2, or {_bundled_names()}."
+        )
+    near = difflib.get_close_matches(str(model), BUNDLED, n=1)
+    if near and "/" not in str(model):
+        raise ValueError(f"load({str(model)!r}): no model of that name. Did you mean {near[0]!r}?")
+    return None
+
+
+def _bundled_names() -> str:
+    return "the bundled " + ", ".join(map(repr, BUNDLED))
+
+
+def _from_pretrained(
+    name: str, folder: Path | None, dtype: torch.dtype, device: torch.device
+) -> tuple[nn.Module, Any]:
+    source = name if folder is None else str(folder)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise ValueError(
+            f"load({name!r}): cannot be opened as a Hugging Face model ({reason}). Known here: a "
+            f"folder, a hub name such as openai-community/gpt2, or {_bundled_names()}."
+        ) from None
+    _check_architecture(name, config)
+    was_quiet = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, config=config)
+    except (OSError, ValueError, RuntimeError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise ValueError(f"load({name!r}): its weights cannot be read ({reason}).") from None
+    finally:
+        transformers_logging.set_verbosity(was_quiet)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError):
+        tokenizer = None  # token ids work everywhere; text then says that there is no tokenizer
+    return _converted(model.eval(), dtype, device), tokenizer
+
+
+def _check_architecture(name: str, config: Any) -> None:
+    """Refuse an architecture that does not fit before a single weight is read or fetched."""
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        raise ValueError(
+            f"load({name!r}): {type(config).__name__} is no causal language model, so there is no "
+            "next token to explain."
+        ) from None
+    family_of(empty)
+
+
+def _mlps(
+    mlp: str | Path | Sequence[FeatureLayer] | None,
+    folder: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Sequence[FeatureLayer] | None, str]:
+    """The layers that MLPs are read through (None: own neurons), and what to call them."""
+    bundled = None if folder is None else folder / "transcoders"
+    has_bundled = bundled is not None and bundled.is_dir()
+    if mlp is None:
+        mlp = "transcoders" if has_bundled else "neurons"
+    if mlp == "neurons":
+        return None, "neurons"
+    if mlp == "transcoders":
+        if bundled is None or not has_bundled:
+            raise ValueError(
+                'load(mlp="transcoders"): this model brings no transcoders of its own. Give the '
+                'folder of a set, mlp="./transcoders", or mlp="neurons".'
+            )
+        return load_transcoders(bundled, device=device, dtype=dtype), "transcoders"
+    if isinstance(mlp, str | Path):
+        return load_transcoders(mlp, device=device, dtype=dtype), Path(mlp).name
+    return list(mlp), "given"
