@@ -61,7 +61,7 @@ def flow_edges(
 ) -> Flow:
     """Return the flow edges among the nodes a sweep kept, zero flows left out."""
     run = target.run
-    readers: list[Int[Tensor, " reader"]] = []
+    readers: list[Int[Tensor, " _"]] = []
     inflows: list[_Inflow] = []
     stream = _entering(run)
     count = 2 * len(run.tokens)
@@ -132,7 +132,7 @@ def _add(old: _Inflow, new: _Inflow) -> _Inflow:
 
 
 def _assemble(
-    inflows: list[_Inflow], readers: list[Int[Tensor, " reader"]], *, n_sources: int
+    inflows: list[_Inflow], readers: list[Int[Tensor, " _"]], *, n_sources: int
 ) -> Flow:
     sources, targets, amounts = [], [], []
     for inflow, numbers in zip(inflows, readers, strict=True):

@@ -67,7 +67,7 @@ class Sweep:
 def sweep(
     target: Target,
     sublayers: Sequence[Sublayer],
-    cutoff: float = 0.0,
+    cutoff: int | float = 0.0,
     *,
     rule: GateRule = "absolute",
     only: Sequence[Bool[Tensor, " _"]] | None = None,
@@ -108,7 +108,7 @@ def sweep(
 
 
 def _gate(
-    cutoff: float,
+    cutoff: int | float,
     rule: GateRule,
     chosen: Bool[Tensor, " node"] | None,
     layer: Sublayer,
@@ -137,7 +137,7 @@ def _no_leaves(target: Target, n_sublayers: int) -> Leaves:
     )
 
 
-def cutoff_of(target: Target, ungated: Sweep, threshold: float) -> float:
+def cutoff_of(target: Target, ungated: Sweep, threshold: int | float) -> float:
     """Return the attribution below which a sweep stops, for a `threshold` given as a share.
 
     The share is of max(|target|, 1e-3 · sum of |leaf|), so that a target that happens to be near

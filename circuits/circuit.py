@@ -70,7 +70,7 @@ class Circuit:
         """The circuit as a networkx graph; columns of both tables are its attributes."""
         return to_networkx(self.data)
 
-    def prune(self, share: float = 0.8) -> "Circuit":
+    def prune(self, share: int | float = 0.8) -> "Circuit":
         """Return the circuit with the fewest nodes, then edges, that hold `share` of the whole.
 
         See `graphs.pruning.prune`. What is removed stays in the books, in `in_pruned` and

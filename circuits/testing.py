@@ -72,7 +72,8 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int, progress: bool) -> Kno
     held; reported, not expected to agree.
 
     Nodes: all interior nodes, tokens and positions of the circuit, and errors as strong as its
-    cutoff. After `prune` the prediction is a new sweep through the nodes that are left.
+    cutoff. The predictions are the table's own attributions; after `prune`, where nodes that are
+    gone no longer react, those of a new sweep through the nodes that are left.
     """
     target = run.target(graph.meta["target"]["terms"])
     sublayers = held_sublayers(run)
@@ -80,7 +81,9 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int, progress: bool) -> Kno
     removals = [Removal(*row) for row in nodes[list(COLUMNS)].itertuples(index=False)]
     with torch.no_grad():
         keep = _masks(removals, sublayers)
-        predicted = _predicted(sweep(target, sublayers, only=keep), sublayers, removals)
+        predicted = -np.asarray(nodes["attribution"])
+        if "pruned" in graph.meta:
+            predicted = _predicted(sweep(target, sublayers, only=keep), sublayers, removals)
         held, free = [], []
         starts = range(0, len(removals), batch)
         for start in tqdm(starts, desc="knock-outs", delay=1.0, disable=not progress, leave=False):

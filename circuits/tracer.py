@@ -19,7 +19,7 @@ from replacement.target import Target
 
 def trace(
     target: Target,
-    threshold: float = 0.005,
+    threshold: int | float = 0.005,
     *,
     max_nodes: int | None = None,
     gate: GateRule = "absolute",
@@ -42,8 +42,9 @@ def trace(
     threshold
         Share of max(|target|, 1e-3 · sum of |leaf|) that a node must contribute; 0 keeps all.
     max_nodes
-        Keep at most so many nodes, the strongest of an ungated sweep. Default: no bound, except 500
-        where every neuron is active at every position.
+        Keep at most so many nodes, the strongest of an ungated sweep (skips of transcoders, which
+        no threshold stops, are not counted). Default: no bound, except 500 where every neuron is
+        active at every position.
     gate
         "absolute" or "signed".
     progress
@@ -109,7 +110,7 @@ def _meta(
     target: Target,
     swept: Sweep,
     *,
-    threshold: float,
+    threshold: int | float,
     gate: GateRule,
     limit: int | None,
     cutoff: float,

@@ -51,6 +51,8 @@ def held_knock_outs(
     the run does not have.
     """
     run = target.run
+    if not removals:
+        return run.logits.new_zeros(0)
     sublayers = held_sublayers(run)
     stream = _entering(run, removals)
     values = torch.full_like(stream[:, 0, 0], target.bias) + _read(target, 0, stream)
@@ -167,6 +169,8 @@ def free_knock_outs(target: Target, removals: Sequence[Removal]) -> Float[Tensor
     original model computes the rest.
     """
     run = target.run
+    if not removals:
+        return run.logits.new_zeros(0)
     values = torch.zeros(len(removals), dtype=run.logits.dtype, device=run.logits.device)
 
     def measure(stage: int, stream: Float[Tensor, "batch pos d_model"]) -> None:

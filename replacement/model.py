@@ -74,15 +74,15 @@ class ReplacementModel:
         ids = token_ids_of(
             prompt, self.tokenizer, d_vocab=self.weights.d_vocab, n_context=self.n_context
         )
-        record = self.tracer.record(ids.to(self.device))
-        return run_of_record(
-            record,
-            self.weights,
-            ids,
-            model=self,
-            prompt=prompt if isinstance(prompt, str) else None,
-            tokens=token_texts(ids, self.tokenizer),
-        )
+        with torch.no_grad():
+            return run_of_record(
+                self.tracer.record(ids.to(self.device)),
+                self.weights,
+                ids,
+                model=self,
+                prompt=prompt if isinstance(prompt, str) else None,
+                tokens=token_texts(ids, self.tokenizer),
+            )
 
     def token_text(self, token_id: int) -> str:
         """Return a token in quotes, or its id in brackets where there is no tokenizer."""

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -94,12 +95,14 @@ def _ids_of_list(prompt: Any) -> list[int]:
             f"a batch of {len(prompt)} prompts: one run records one prompt. "
             "Call model.run for each."
         )
-    wrong = [entry for entry in prompt if isinstance(entry, bool) or not isinstance(entry, int)]
+    wrong = [
+        entry for entry in prompt if isinstance(entry, bool) or not isinstance(entry, Integral)
+    ]
     if wrong:
         raise TypeError(
             f"token ids are integers; got {wrong[:MAX_SHOWN]!r}. Text is given as one string."
         )
-    return list(prompt)
+    return [int(entry) for entry in prompt]
 
 
 def _refuse_padding(ids: list[int], tokenizer: Any) -> None:

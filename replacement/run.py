@@ -112,15 +112,16 @@ class Run:
             terms=(Term("feature", 1.0, depth, where, index),),
         )
 
-    def direction(self, vector: Float[Tensor, " d_model"], layer: int, pos: int = -1) -> Target:
+    def direction(self, vector: Any, layer: int, pos: int = -1) -> Target:
         """Return `vector` · the residual stream entering `layer` at `pos` as a target.
 
-        `layer = n_layers` is the stream entering the final norm. Raises ValueError for a vector
-        of the wrong width, IndexError for a layer or position that does not exist.
+        `vector`: `d_model` numbers. `layer = n_layers` is the stream entering the final norm.
+        Raises ValueError for a vector of the wrong width, IndexError for a layer or position that
+        does not exist.
         """
         where, depth = self._position(pos), self._layer(layer, last=self.weights.n_layers)
         stream = self.residuals[2 * depth][where]
-        vector = torch.as_tensor(vector, dtype=stream.dtype, device=stream.device)
+        vector = torch.as_tensor(vector, dtype=stream.dtype, device=stream.device).detach()
         if vector.shape != stream.shape or not torch.isfinite(vector).all():
             raise ValueError(
                 f"run.direction: a finite vector of {stream.shape[0]} numbers (d_model) is needed; "
@@ -155,7 +156,7 @@ class Run:
             case "feature":
                 single = self.feature(layer, pos, index)
             case "direction":
-                single = self.direction(torch.as_tensor(vector), layer, pos)
+                single = self.direction(vector, layer, pos)
             case _:
                 raise ValueError(f"{kind!r} is no kind of target; upgrade linear-circuits?")
         return single if weight == 1 else weight * single

@@ -91,7 +91,7 @@ class Target:
             terms=self.terms + other.terms,
         )
 
-    def __mul__(self, factor: float) -> "Target":
+    def __mul__(self, factor: int | float) -> "Target":
         if not isinstance(factor, int | float) or isinstance(factor, bool):
             return NotImplemented
         simple = len(self.terms) == 1 and " " not in self.label.split("(")[0]
@@ -110,7 +110,7 @@ class Target:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> "Target":
+    def __truediv__(self, divisor: int | float) -> "Target":
         return self * (1 / divisor)
 
     def __neg__(self) -> "Target":

@@ -36,7 +36,7 @@ def save_transcoders(
             tensors["skip"] = layer.skip
         if isinstance(layer.activation, JumpReLU):
             tensors["threshold"] = layer.activation.threshold
-        stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+        stored = {name: _stored(name, tensor, number, dtype) for name, tensor in tensors.items()}
         with _replacing(folder / f"layer_{number}.safetensors") as temporary:
             save_file(stored, temporary)
     config = {
@@ -52,6 +52,17 @@ def save_transcoders(
 
 
 TENSORS = ("read", "write", "read_bias", "write_bias")
+
+
+def _stored(name: str, tensor: Tensor, number: int, dtype: torch.dtype) -> Tensor:
+    """A copy in the file's type (safetensors refuses tensors that share memory)."""
+    stored = tensor.detach().to(dtype, copy=True).contiguous()
+    if not torch.isfinite(stored).all():
+        raise ValueError(
+            f"layer {number}: {name} holds values that are not finite in {dtype}, largest "
+            f"{float(tensor.abs().max()):.3g}. Save in a wider type, such as torch.bfloat16."
+        )
+    return stored
 
 
 class _replacing:
@@ -118,8 +129,11 @@ def _read_config(folder: Path) -> dict:
             "Upgrade linear-circuits."
         )
     activations = config.get("activation")
-    if not isinstance(activations, list) or not activations:
-        raise ValueError(f'{path}: "activation" must list the settings of every layer.')
+    if not isinstance(activations, list) or len(activations) != config.get("n_layers"):
+        raise ValueError(
+            f'{path}: "activation" must list the settings of every one of the '
+            f'{config.get("n_layers")} layers that "n_layers" promises.'
+        )
     return config
 
 
