@@ -17,6 +17,7 @@ from graphs.view.terminal import summary
 
 if TYPE_CHECKING:
     import networkx
+    from scipy.sparse import csr_array
 
     from circuits.testing import KnockOuts
 
@@ -69,6 +70,12 @@ class Circuit:
     def graph(self) -> "networkx.DiGraph":
         """The circuit as a networkx graph; columns of both tables are its attributes."""
         return to_networkx(self.data)
+
+    def matrix(self, weight: str = "flow") -> "csr_array":
+        """Return the edges as a scipy sparse matrix [target, source] over the rows of `nodes`."""
+        from graphs.matrices import to_matrix
+
+        return to_matrix(self.data, weight)
 
     def prune(self, share: int | float = 0.8) -> "Circuit":
         """Return the circuit with the fewest nodes, then edges, that hold `share` of the whole.
