@@ -11,6 +11,7 @@ demo: install
 # What CI runs: format, lint, types, tests (docstrings' examples and notebooks included).
 test: install check
 	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q --nbmake notebooks
 
 check: install
 	$(BIN)/ruff format --check .

@@ -131,9 +131,7 @@ def _add(old: _Inflow, new: _Inflow) -> _Inflow:
     return _Inflow(edges, *(a + b for a, b in zip(old[1:], new[1:], strict=True)))
 
 
-def _assemble(
-    inflows: list[_Inflow], readers: list[Int[Tensor, " _"]], *, n_sources: int
-) -> Flow:
+def _assemble(inflows: list[_Inflow], readers: list[Int[Tensor, " _"]], *, n_sources: int) -> Flow:
     sources, targets, amounts = [], [], []
     for inflow, numbers in zip(inflows, readers, strict=True):
         row, column = inflow.edges.nonzero(as_tuple=True)

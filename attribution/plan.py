@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -64,6 +65,7 @@ def plan(target: Target, max_nodes: int | None = None) -> Plan:
     >>> plan(run.logit(" Mary")).passes
     {'forward': 1, 'sweep': 2, 'flow': 1}
     """
+    check_request(target, max_nodes)
     run, sublayers = target.run, held_sublayers(target.run)
     nodes: dict[str, int] = {}
     for layer in sublayers:
@@ -88,6 +90,19 @@ def plan(target: Target, max_nodes: int | None = None) -> Plan:
         free_bytes=free_bytes(run.token_writes.device),
         device=str(run.token_writes.device),
     )
+
+
+def check_request(target: Any, max_nodes: Any) -> None:
+    """Raise TypeError for what is no target, ValueError for a bound that makes no sense."""
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"a target is what can be explained, got {type(target).__name__}: {target!r:.60}. Make "
+            'one from run = model.run(prompt): run.logit(" Mary"), run.feature(...) or '
+            "run.direction(...)."
+        )
+    is_number = isinstance(max_nodes, int) and not isinstance(max_nodes, bool)
+    if max_nodes is not None and (not is_number or max_nodes < 1):
+        raise ValueError(f"max_nodes={max_nodes!r}: a whole number from 1 up, or None.")
 
 
 def node_limit(run: Run, max_nodes: int | None) -> int | None:

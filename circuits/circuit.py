@@ -103,13 +103,30 @@ class Circuit:
 
         The prompt is run anew; ValueError if the target does not come out as it was saved.
         """
-        run = model.run(self.meta["token_ids"])
-        value = run.target(self.meta["target"]["terms"]).value
+        traced_with = (
+            f"{self.meta.get('model')!r} with layers {self.meta.get('layers')}. Attach the model, "
+            "layers and weights it was traced with."
+        )
+        if not hasattr(model, "run") or not hasattr(model, "read_as"):
+            raise TypeError(
+                f"circuit.attach takes what load(...) returns, got {type(model).__name__}: "
+                f"{model!r:.60}. This circuit is of {traced_with}"
+            )
+        if model.read_as != self.meta.get("layers"):
+            raise ValueError(
+                f"the model given is read as {model.read_as}; this circuit is of {traced_with}"
+            )
+        try:
+            run = model.run(self.meta["token_ids"])
+            value = run.target(self.meta["target"]["terms"]).value
+        except (ValueError, IndexError) as problem:
+            raise ValueError(
+                f"the model given cannot run this circuit ({problem}) It is of {traced_with}"
+            ) from None
         if abs(value - self.value) > 1e-3 * max(1.0, abs(self.value)):
             raise ValueError(
-                f"this circuit explains {self.meta['target']['label']} = {self.value:.4f} of "
-                f"{self.meta['model']!r}; the model given computes {value:.4f}. Attach the model, "
-                "weights and dtype it was traced with."
+                f"this circuit explains {self.meta['target']['label']} = {self.value:.4f}, the "
+                f"model given computes {value:.4f}. The circuit is of {traced_with}"
             )
         return Circuit(self.data, model, run)
 
@@ -120,6 +137,8 @@ class Circuit:
         """
         from circuits.testing import knock_out_each
 
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"circuit.test(batch={batch!r}): how many at once, 1 or more.")
         if self.model is None:
             raise ValueError(
                 "circuit.test(): this circuit was read from a file and has no model. "

@@ -1,13 +1,15 @@
 """From a name, a folder or a module in memory to a model ready to be run and traced."""
 
+import contextlib
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -60,6 +62,14 @@ def load(
     >>> load("four-tasks").run("When Mary and John went to the store").tokens[-1]
     ' store'
     """
+    if isinstance(model, nn.Module):
+        family_of(model)
+    elif not isinstance(model, str | Path):
+        raise TypeError(
+            f"load takes a name, a folder or a transformers model in memory; got "
+            f"{type(model).__name__}: {model!r:.60}. For instance load({BUNDLED[0]!r}), or a hub "
+            "name such as openai-community/gpt2."
+        )
     if attention != "heads":
         raise ValueError(
             f'load(attention={attention!r}): "heads" is what fits: the model\'s own heads, with '
@@ -157,20 +167,51 @@ def _from_pretrained(
             f"folder, a hub name such as openai-community/gpt2, or {_bundled_names()}."
         ) from None
     _check_architecture(name, config)
-    was_quiet = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, config=config)
-    except (OSError, ValueError, RuntimeError) as problem:
+        with _quiet(bars=folder is None):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with names
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = str(problem).strip().splitlines()[0]
-        raise ValueError(f"load({name!r}): its weights cannot be read ({reason}).") from None
-    finally:
-        transformers_logging.set_verbosity(was_quiet)
+        raise ValueError(
+            f"load({name!r}): its weights cannot be read ({reason}). Copy or download them again."
+        ) from None
+    model, report = loaded
+    # transformers would fill what is missing with random numbers and only warn
+    wrong = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
+    if wrong:
+        raise ValueError(
+            f"load({name!r}): the checkpoint lacks {len(wrong)} weights of this architecture, or "
+            f"holds them in another shape: {', '.join(wrong[:4])}. Copy or download it again."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError):
         tokenizer = None  # token ids work everywhere; text then says that there is no tokenizer
     return _converted(model.eval(), dtype, device), tokenizer
+
+
+@contextlib.contextmanager
+def _quiet(*, bars: bool) -> Iterator[None]:
+    """Without transformers' warnings, which this module turns into errors; bars for downloads."""
+    verbosity, had_bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    if not bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_architecture(name: str, config: Any) -> None:
@@ -182,6 +223,11 @@ def _check_architecture(name: str, config: Any) -> None:
         raise ValueError(
             f"load({name!r}): {type(config).__name__} is no causal language model, so there is no "
             "next token to explain."
+        ) from None
+    except KeyError as problem:
+        raise ValueError(
+            f"load({name!r}): its config names {problem}, which transformers does not know "
+            "(an activation function, most likely). Correct config.json."
         ) from None
     family_of(empty)
 
@@ -208,4 +254,9 @@ def _mlps(
         return load_transcoders(bundled, device=device, dtype=dtype), "transcoders"
     if isinstance(mlp, str | Path):
         return load_transcoders(mlp, device=device, dtype=dtype), Path(mlp).name
-    return list(mlp), "given"
+    if not isinstance(mlp, Sequence) or not all(isinstance(one, FeatureLayer) for one in mlp):
+        raise TypeError(
+            f"load(mlp={mlp!r:.60}) is a {type(mlp).__name__}: give one layer per MLP as a list of "
+            'Transcoder, a folder of them, "neurons" or "transcoders".'
+        )
+    return mlp, "given"

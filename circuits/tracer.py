@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from attribution.assembling import graph_of_sweep
 from attribution.flow import flow_edges
-from attribution.plan import node_limit, refuse_too_many
+from attribution.plan import check_request, node_limit, refuse_too_many
 from attribution.sweep import GateRule, Sweep, cutoff_of, strongest, sweep
 from circuits.circuit import Circuit
 from replacement.held import Sublayer, held_sublayers
@@ -65,7 +65,8 @@ def trace(
     >>> abs(circuit.explained.sum() - circuit.value) < 1e-3
     True
     """
-    _check_arguments(target, threshold, max_nodes, gate)
+    check_request(target, max_nodes)
+    _check_rule(threshold, gate)
     run = target.run
     with torch.no_grad():
         sublayers = held_sublayers(run)
@@ -82,19 +83,12 @@ def trace(
     return Circuit.of_trace(graph, run)
 
 
-def _check_arguments(target: Any, threshold: Any, max_nodes: Any, gate: Any) -> None:
-    if not isinstance(target, Target):
-        raise TypeError(
-            f"trace explains a target, got {type(target).__name__}: {target!r:.60}. Make one from "
-            'run = model.run(prompt): run.logit(" Mary"), run.feature(...), run.direction(...).'
-        )
+def _check_rule(threshold: Any, gate: Any) -> None:
     if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise ValueError(
             f"trace(threshold={threshold!r}): a share of the target's value is needed, 0 (keep "
             "everything) or more; the default is 0.005."
         )
-    if max_nodes is not None and (not isinstance(max_nodes, int) or max_nodes < 1):
-        raise ValueError(f"trace(max_nodes={max_nodes!r}): a whole number from 1 up, or None.")
     if gate not in ("absolute", "signed"):
         raise ValueError(f'trace(gate={gate!r}): "absolute" or "signed".')
 

@@ -52,7 +52,7 @@ def strongest_paths(graph: Graph, k: int = 5) -> pd.DataFrame:
     0  "x"@0 → L0.n1@0 → L1.n0@0 → y   4.0
     1            "x"@0 → L0.n1@0 → y   2.0
     """
-    if k < 1:
+    if not isinstance(k, int) or k < 1:
         raise ValueError(
             f"strongest_paths: k = {k}; it is the number of paths wanted, 1 or more. The default "
             "is 5."

@@ -46,9 +46,9 @@ def prune(graph: Graph, share: int | float = 0.8) -> Graph:
     >>> float(small.explained().sum())
     16.0
     """
-    if not 0 < share <= 1:
+    if not isinstance(share, int | float) or not 0 < share <= 1:
         raise ValueError(
-            f"prune: share = {share}; it must be above 0 and at most 1: the part of all "
+            f"prune: share = {share!r}; it must be above 0 and at most 1: the part of all "
             "|attribution| that the kept nodes hold together. For 80 % write share=0.8."
         )
     kept = _selection(graph, float(share))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from replacement.families import family_of
+from replacement.families import Family, family_of
 from replacement.layers import FeatureLayer
 from replacement.prompts import token_ids_of, token_texts
 from replacement.recording import run_of_record
@@ -18,8 +18,9 @@ from replacement.weights import read_weights
 class ReplacementModel:
     """A language model whose runs can be recorded and made linear.
 
-    The Hugging Face model itself is never changed: its weights are viewed, not folded, and its
-    training flag and attention implementation are as before after every run.
+    The Hugging Face model computes what it computed before: its weights are viewed, not folded, and
+    its training flag and attention implementation are as before after every run. (nnsight, which
+    records the run, leaves a wrapper of `forward` on its modules that does nothing between runs.)
     """
 
     def __init__(
@@ -45,10 +46,9 @@ class ReplacementModel:
             "attention": "heads",
         }
         _check_finite(hf_model)
-        own = read_weights(hf_model, self.family, None)
         if mlps is not None:
-            _check_fit(mlps, own.n_layers, own.d_model, own.unembedding.dtype)
-        self.weights = own if mlps is None else read_weights(hf_model, self.family, list(mlps))
+            _check_fit(mlps, hf_model, self.family)
+        self.weights = read_weights(hf_model, self.family, mlps)
         self.tracer = Tracer(hf_model, self.family)
 
     @property
@@ -110,9 +110,10 @@ def _check_finite(model: nn.Module) -> None:
             )
 
 
-def _check_fit(
-    mlps: Sequence[FeatureLayer], n_layers: int, d_model: int, dtype: torch.dtype
-) -> None:
+def _check_fit(mlps: Sequence[FeatureLayer], model: nn.Module, family: Family) -> None:
+    blocks: Any = model.get_submodule(family.layers)
+    unembedding: Any = model.get_submodule(family.unembedding)
+    n_layers, d_model, dtype = len(blocks), unembedding.weight.shape[1], unembedding.weight.dtype
     if len(mlps) != n_layers:
         raise ValueError(
             f"{len(mlps)} replacement layers for a model of {n_layers} MLPs: one per layer is "

@@ -50,8 +50,8 @@ def _ids_of_text(prompt: str, tokenizer: Any) -> list[int]:
         )
     begins_with_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
     ids = list(tokenizer(prompt, add_special_tokens=not begins_with_bos)["input_ids"])
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown in ids and tokenizer.unk_token not in prompt:
+    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id in plain and tokenizer.unk_token not in prompt:
         _refuse_unknown(prompt, tokenizer)
     only_special = ids and all(number in tokenizer.all_special_ids for number in ids)
     return [] if only_special and not prompt.strip() else ids
@@ -75,16 +75,16 @@ def _refuse_unknown(prompt: str, tokenizer: Any) -> None:
 
 def _ids_of_list(prompt: Any) -> list[int]:
     if isinstance(prompt, Mapping) or hasattr(prompt, "input_ids"):
-        mask = prompt.get("attention_mask")
-        if mask is not None and not bool(torch.as_tensor(mask).all()):
-            raise ValueError(
-                "the attention mask hides some tokens: a padded batch. Circuits are traced in one "
-                "unpadded prompt; give the token ids of that prompt alone."
+        _refuse_masked(prompt.get("attention_mask"))
+        if "input_ids" not in prompt:
+            raise TypeError(
+                f"a mapping without input_ids (keys: {', '.join(map(str, prompt))}). Give text, a "
+                "list of token ids, or what a tokenizer returned."
             )
         prompt = prompt["input_ids"]
     if isinstance(prompt, Tensor) or hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
-    if not isinstance(prompt, Sequence):
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise TypeError(
             f"a prompt is text or a list of token ids; got {type(prompt).__name__}: {prompt!r}."
         )
@@ -103,6 +103,16 @@ def _ids_of_list(prompt: Any) -> list[int]:
             f"token ids are integers; got {wrong[:MAX_SHOWN]!r}. Text is given as one string."
         )
     return [int(entry) for entry in prompt]
+
+
+def _refuse_masked(mask: Any) -> None:
+    rows = mask.tolist() if hasattr(mask, "tolist") else list(mask or [])
+    flat = [entry for row in rows for entry in (row if isinstance(row, list) else [row])]
+    if not all(flat):
+        raise ValueError(
+            "the attention mask hides some tokens: a padded batch. Circuits are traced in one "
+            "unpadded prompt; give the token ids of that prompt alone."
+        )
 
 
 def _refuse_padding(ids: list[int], tokenizer: Any) -> None:
@@ -142,7 +152,7 @@ def single_token(token: str | int, tokenizer: Any, d_vocab: int) -> int:
             "Give its id, or load(model, tokenizer=...)."
         )
     other = token[1:] if token.startswith(" ") else " " + token
-    for spelling in (token, other):
+    for spelling in (token, other) if token else ():
         ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
         known = tokenizer.unk_token_id not in ids or spelling == tokenizer.unk_token
         if len(ids) == 1 and known:

@@ -64,7 +64,7 @@ class Run:
         number = single_token(token, self.model.tokenizer, self.weights.d_vocab)
         where = self._position(pos)
         name = self.model.token_text(number)
-        centered = self._logit_target("centered_logit", number, where, f"logit({name}) - mean")
+        centered = self._logit_target("centered_logit", number, where, f"centered_logit({name})")
         raw = self._logit_target("logit", number, where, f"logit({name})")
         return Target(**{**vars(raw), "centered_form": centered})
 
@@ -94,9 +94,9 @@ class Run:
         """
         where, depth = self._position(pos), self._layer(layer)
         block = self.weights.layers[depth]
-        if not 0 <= index < block.mlp.n_features:
+        if not isinstance(index, int) or not 0 <= index < block.mlp.n_features:
             raise IndexError(
-                f"run.feature(index={index}): layer {depth} has {block.mlp.n_features} "
+                f"run.feature(index={index!r}): layer {depth} has {block.mlp.n_features} "
                 f"{block.mlp.kind}s, numbered from 0."
             )
         stage, norm, scale = 2 * depth + 1, block.mlp_norm, self.layers[depth].mlp_scale[where]
@@ -123,9 +123,10 @@ class Run:
         stream = self.residuals[2 * depth][where]
         vector = torch.as_tensor(vector, dtype=stream.dtype, device=stream.device).detach()
         if vector.shape != stream.shape or not torch.isfinite(vector).all():
+            finite = "" if torch.isfinite(vector).all() else ", with NaN or infinite entries"
             raise ValueError(
                 f"run.direction: a finite vector of {stream.shape[0]} numbers (d_model) is needed; "
-                f"got shape {tuple(vector.shape)}."
+                f"got shape {tuple(vector.shape)}{finite}."
             )
         return Target(
             run=self,
@@ -139,6 +140,10 @@ class Run:
 
     def target(self, terms: list[dict[str, Any]]) -> Target:
         """Return the target that `Term.as_data` described, made anew from this run."""
+        if not terms:
+            raise ValueError(
+                "run.target([]): at least one term is needed, as Term.as_data gives it."
+            )
         made = [self._of_term(**term) for term in terms]
         total = made[0]
         for other in made[1:]:
@@ -163,6 +168,10 @@ class Run:
 
     def _position(self, pos: int) -> int:
         n_pos = len(self.tokens)
+        if not isinstance(pos, int):
+            raise TypeError(
+                f"a position is a whole number, 0 to {n_pos - 1}, or -1 for the last; got {pos!r}."
+            )
         if not -n_pos <= pos < n_pos:
             raise IndexError(
                 f"position {pos} is outside the prompt of {n_pos} tokens: "
@@ -172,8 +181,8 @@ class Run:
 
     def _layer(self, layer: int, last: int | None = None) -> int:
         end = self.weights.n_layers - 1 if last is None else last
-        if not 0 <= layer <= end:
-            raise IndexError(f"layer {layer} does not exist here: 0 to {end}.")
+        if not isinstance(layer, int) or not 0 <= layer <= end:
+            raise IndexError(f"layer {layer!r} does not exist here: 0 to {end}.")
         return layer
 
     def __repr__(self) -> str:

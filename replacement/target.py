@@ -94,8 +94,7 @@ class Target:
     def __mul__(self, factor: int | float) -> "Target":
         if not isinstance(factor, int | float) or isinstance(factor, bool):
             return NotImplemented
-        simple = len(self.terms) == 1 and " " not in self.label.split("(")[0]
-        inner = self.label if simple else f"({self.label})"
+        inner = self.label if len(self.terms) == 1 else f"({self.label})"
         return Target(
             run=self.run,
             label=f"-{inner}" if factor == -1 else f"{factor:g}·{inner}",

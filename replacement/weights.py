@@ -1,5 +1,6 @@
 """The weights the held map reads: views of the Hugging Face model's own, sublayer by sublayer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,19 +55,19 @@ class ModelWeights:
         return self.unembedding.mean(0)
 
 
-def read_weights(model: nn.Module, family: Family, mlps: list[FeatureLayer] | None) -> ModelWeights:
+def read_weights(
+    model: nn.Module, family: Family, mlps: Sequence[FeatureLayer] | None
+) -> ModelWeights:
     """Return the weights of a Hugging Face model; its own neurons where `mlps` is None."""
     blocks: Any = model.get_submodule(family.layers)
-    activation = getattr(model.config, family.activation_function)
     layers = []
     for number, block in enumerate(blocks):
-        own = family.neurons(block.get_submodule(family.mlp), activation)
         layers.append(
             LayerWeights(
                 attention_norm=_norm(block.get_submodule(family.attention_norm), family),
                 heads=family.head_weights(block.get_submodule(family.attention)),
                 mlp_norm=_norm(block.get_submodule(family.mlp_norm), family),
-                mlp=own if mlps is None else mlps[number],
+                mlp=_neurons(model, block, family) if mlps is None else mlps[number],
             )
         )
     unembedding: Any = model.get_submodule(family.unembedding)
@@ -81,6 +82,11 @@ def read_weights(model: nn.Module, family: Family, mlps: list[FeatureLayer] | No
         unembedding=unembedding.weight.detach(),
         unembedding_bias=None if unembedding.bias is None else unembedding.bias.detach(),
     )
+
+
+def _neurons(model: nn.Module, block: nn.Module, family: Family) -> FeatureLayer:
+    activation = getattr(model.config, family.activation_function)
+    return family.neurons(block.get_submodule(family.mlp), activation)
 
 
 def _norm(module: nn.Module, family: Family) -> Norm:

@@ -7,7 +7,6 @@ reproduce the MLP's output before it is added to the residual stream. Stored in 
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +23,20 @@ VERSION = 1
 HOOKS = {"input": "normed MLP input, gain and bias included", "output": "MLP output"}
 
 
+TENSORS = ("read", "write", "read_bias", "write_bias")
+
+
 def save_transcoders(
     layers: Sequence[Transcoder], folder: str | Path, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write one transcoder per layer to `folder`, each file first under a temporary name."""
+    """Write one transcoder per layer to `folder`: all of them, or nothing is changed.
+
+    Raises ValueError for no layers, and for values that `dtype` cannot hold.
+    """
+    if not layers:
+        raise ValueError("save_transcoders: no layers given; one Transcoder per MLP is needed.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, layer in enumerate(layers):
-        tensors = {name: getattr(layer, name) for name in TENSORS}
-        if layer.skip is not None:
-            tensors["skip"] = layer.skip
-        if isinstance(layer.activation, JumpReLU):
-            tensors["threshold"] = layer.activation.threshold
-        stored = {name: _stored(name, tensor, number, dtype) for name, tensor in tensors.items()}
-        with _replacing(folder / f"layer_{number}.safetensors") as temporary:
-            save_file(stored, temporary)
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -47,41 +45,31 @@ def save_transcoders(
         "activation": [layer.activation.settings() for layer in layers],
         **HOOKS,
     }
-    with _replacing(folder / "config.json") as temporary:
-        Path(temporary).write_text(json.dumps(config, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+        for number, layer in enumerate(layers):
+            stored = _stored_tensors(layer, number, dtype)
+            save_file(stored, Path(unfinished) / f"layer_{number}.safetensors")
+        (Path(unfinished) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        for path in sorted(Path(unfinished).iterdir(), reverse=True):  # config.json last
+            path.replace(folder / path.name)
 
 
-TENSORS = ("read", "write", "read_bias", "write_bias")
-
-
-def _stored(name: str, tensor: Tensor, number: int, dtype: torch.dtype) -> Tensor:
-    """A copy in the file's type (safetensors refuses tensors that share memory)."""
-    stored = tensor.detach().to(dtype, copy=True).contiguous()
-    if not torch.isfinite(stored).all():
-        raise ValueError(
-            f"layer {number}: {name} holds values that are not finite in {dtype}, largest "
-            f"{float(tensor.abs().max()):.3g}. Save in a wider type, such as torch.bfloat16."
-        )
+def _stored_tensors(layer: Transcoder, number: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies in the file's type (safetensors refuses tensors that share memory)."""
+    tensors = {name: getattr(layer, name) for name in TENSORS}
+    if layer.skip is not None:
+        tensors["skip"] = layer.skip
+    if isinstance(layer.activation, JumpReLU):
+        tensors["threshold"] = layer.activation.threshold
+    stored = {}
+    for name, tensor in tensors.items():
+        stored[name] = tensor.detach().to(dtype, copy=True).contiguous()
+        if not torch.isfinite(stored[name]).all():
+            raise ValueError(
+                f"layer {number}: {name} holds values that are not finite in {dtype}, largest "
+                f"{float(tensor.abs().max()):.3g}. Save in a wider type, such as torch.bfloat16."
+            )
     return stored
-
-
-class _replacing:
-    """A temporary path beside `path` that takes its place when the block ends well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> str:
-        handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".unfinished-")
-        os.close(handle)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            Path(self.temporary).chmod(0o644)
-            Path(self.temporary).replace(self.path)
-        else:
-            Path(self.temporary).unlink()
 
 
 def load_transcoders(
@@ -155,6 +143,11 @@ def _read_layer(
         activation = activation_from_settings(settings, converted.get("threshold"))
     except ValueError as problem:
         raise ValueError(f"{path.parent / 'config.json'}: {problem}") from None
+    if "threshold" in tensors and settings.get("name") != "jumprelu":
+        raise ValueError(
+            f"{path}: holds a threshold a feature, but config.json says {settings}. Only jumprelu "
+            "has one; correct the settings."
+        )
     parts = {name: converted[name] for name in TENSORS}
     return Transcoder(**parts, activation=activation, skip=converted.get("skip"))
 

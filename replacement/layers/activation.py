@@ -82,7 +82,7 @@ class BatchTopK(Activation):
     dense = False
 
     def __post_init__(self) -> None:
-        if not self.threshold >= 0:
+        if not isinstance(self.threshold, int | float) or not self.threshold >= 0:
             raise ValueError(
                 f"BatchTopK needs the threshold that training stored, a number >= 0; got "
                 f"{self.threshold}. Pass threshold=, the running mean of the smallest kept value."
