@@ -35,8 +35,8 @@ def graph_of_sweep(
     """
     rows: Rows = {field: [] for field in _FIELDS}
     _add_sources(rows, target.run, swept, ungated)
-    for number, layer in enumerate(sublayers):
-        _add_kept(rows, layer, swept, ungated, number)
+    for number, (layer, nodes) in enumerate(zip(sublayers, swept.kept(), strict=True)):
+        _add_kept(rows, layer, nodes, swept.attribution[number], ungated.attribution[number])
     end = target.run.weights.n_layers
     _add(rows, "target", end, "", [target.pos], activation=[target.value])
     rows["attribution"][-1] = rows["ungated"][-1] = target.value
@@ -86,8 +86,7 @@ def _add_sources(rows: Rows, run: Run, swept: Sweep, ungated: Sweep) -> None:
         )
 
 
-def _add_kept(rows: Rows, layer: Sublayer, swept: Sweep, ungated: Sweep, number: int) -> None:
-    nodes = swept.kept()[number]
+def _add_kept(rows: Rows, layer: Sublayer, nodes: Tensor, swept: Tensor, ungated: Tensor) -> None:
     named = layer.rows(nodes)
     _add(
         rows,
@@ -97,8 +96,8 @@ def _add_kept(rows: Rows, layer: Sublayer, swept: Sweep, ungated: Sweep, number:
         named.pos.tolist(),
         index=named.index.tolist(),
         activation=named.activation.tolist(),
-        attribution=swept.attribution[number][nodes].tolist(),
-        ungated=ungated.attribution[number][nodes].tolist(),
+        attribution=swept[nodes].tolist(),
+        ungated=ungated[nodes].tolist(),
     )
 
 

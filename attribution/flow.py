@@ -38,9 +38,9 @@ class Flow:
 class _Stream(NamedTuple):
     """The residual stream at one stage, split by what wrote it."""
 
-    vectors: list[Float[Tensor, "writer d_model"]]
+    vectors: Float[Tensor, "writer d_model"]
     """Tokens, positions and kept nodes so far: one row each, in node order."""
-    pos: list[Int[Tensor, " writer"]]
+    pos: Int[Tensor, " writer"]
     bias: Float[Tensor, "pos d_model"]
     error: Float[Tensor, "pos d_model"]
     pruned: Float[Tensor, "pos d_model"]
@@ -82,7 +82,9 @@ def flow_edges(
 def _entering(run: Run) -> _Stream:
     places = torch.arange(len(run.tokens), device=run.token_writes.device)
     nothing = torch.zeros_like(run.token_writes)
-    return _Stream([run.token_writes, run.position_writes], [places, places], *[nothing] * 3)
+    return _Stream(
+        torch.cat([run.token_writes, run.position_writes]), places.repeat(2), *[nothing] * 3
+    )
 
 
 def _after(stream: _Stream, layer: Sublayer, nodes: Int[Tensor, " kept"]) -> _Stream:
@@ -93,8 +95,8 @@ def _after(stream: _Stream, layer: Sublayer, nodes: Int[Tensor, " kept"]) -> _St
     if layer.write_bias is not None:
         rest = rest - layer.write_bias
     return _Stream(
-        [*stream.vectors, written],
-        [*stream.pos, pos],
+        torch.cat([stream.vectors, written]),
+        torch.cat([stream.pos, pos]),
         bias,
         stream.error + layer.error,
         stream.pruned + rest,
@@ -102,8 +104,7 @@ def _after(stream: _Stream, layer: Sublayer, nodes: Int[Tensor, " kept"]) -> _St
 
 
 def _inflow(reads: Reads, stream: _Stream) -> _Inflow:
-    vectors, pos = torch.cat(stream.vectors), torch.cat(stream.pos)
-    edges = (reads.vector @ vectors.T) * reads.factor[:, pos]
+    edges = (reads.vector @ stream.vectors.T) * reads.factor[:, stream.pos]
     bias, error, pruned = (
         ((reads.vector @ part.T) * reads.factor).sum(-1)
         for part in (stream.bias, stream.error, stream.pruned)
@@ -116,8 +117,7 @@ def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
     seeds = [seed for seed in target.seeds if seed.stage == stage]
     zero = stream.bias.new_zeros
     if not seeds:
-        width = sum(len(vectors) for vectors in stream.vectors)
-        return _Inflow(zero(1, width), zero(1), zero(1), zero(1))
+        return _Inflow(zero(1, len(stream.pos)), zero(1), zero(1), zero(1))
     factor = zero(len(seeds), len(stream.bias))
     factor[range(len(seeds)), [seed.pos for seed in seeds]] = 1
     reads = Reads(torch.stack([seed.vector for seed in seeds]), factor, zero(len(seeds)))

@@ -39,7 +39,7 @@ class Circuit:
     def of_trace(cls, data: Graph, run: Any) -> "Circuit":
         """Return the circuit of a graph just traced, with its conservation checked and noted."""
         checks = {**data.meta["checks"], "conservation": data.conservation()}
-        return cls(Graph(data.nodes, data.edges, {**data.meta, "checks": checks}), run.model, run)
+        return cls(data.noted(checks=checks), run.model, run)
 
     @property
     def nodes(self) -> pd.DataFrame:

@@ -102,7 +102,7 @@ def trace(
 
     with _explained_errors():
         for path in output or []:
-            _check_ending(path)
+            _check_output(path)
         loaded = load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
         target = _target(loaded, prompt, explain, minus)
         circuit = _trace_and_print(target, threshold, max_nodes)
@@ -156,6 +156,8 @@ def show(
     from circuits import read
 
     with _explained_errors():
+        for path in output or []:
+            _check_output(path)
         circuit = read(file)
         if prune is not None:
             circuit = circuit.prune(prune)
@@ -194,11 +196,17 @@ def _trace_and_print(target: "Target", threshold: float, max_nodes: int | None) 
     return circuit
 
 
-def _check_ending(path: Path) -> None:
+def _check_output(path: Path) -> None:
+    """Refuse a file that cannot be written before any work is done for it."""
     from graphs.files import WRITERS
 
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"-o {path}: endings known: {', '.join(WRITERS)}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"-o {path}: there is no folder {path.parent} to write into. Make it: "
+            f"mkdir -p {path.parent}"
+        )
 
 
 def _end(circuit: "Circuit", result: "KnockOuts | None") -> None:

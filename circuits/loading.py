@@ -112,8 +112,10 @@ def _device(device: str | None, model: Any) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise ValueError(f'load(device={device!r}): {reason}. "cpu" always works.') from None
+        reason = str(problem).split(",")[0].splitlines()[0]
+        raise ValueError(
+            f'load(device={device!r}): {reason}. "cpu" always works, "cuda" where there is one.'
+        ) from None
     return chosen
 
 

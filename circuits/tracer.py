@@ -72,7 +72,8 @@ def trace(
         sublayers = held_sublayers(run)
         ungated = sweep(target, sublayers)
         cutoff = cutoff_of(target, ungated, threshold)
-        swept = sweep(target, sublayers, cutoff, rule=gate)
+        gated = cutoff > 0 or gate == "signed"
+        swept = sweep(target, sublayers, cutoff, rule=gate) if gated else ungated
         limit = node_limit(run, max_nodes)
         if limit is not None and swept.n_kept() > limit:
             swept = sweep(target, sublayers, only=strongest(ungated, limit))

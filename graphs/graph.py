@@ -62,6 +62,12 @@ class Graph:
         """A copy of the facts about the run."""
         return copy.deepcopy(self._meta)
 
+    def noted(self, **facts: Any) -> "Graph":
+        """The same graph with these facts added to its meta; the tables are shared."""
+        other = copy.copy(self)
+        object.__setattr__(other, "_meta", checked_meta({**self._meta, **facts}))
+        return other
+
     @property
     def value(self) -> float:
         """The value of the target: the number that is explained."""

@@ -105,6 +105,8 @@ def _real(values: pd.Series, column: str, name: str) -> np.ndarray:
 
 
 def _text(values: pd.Series, column: str, name: str) -> pd.Series:
+    if isinstance(values.dtype, pd.StringDtype) and not values.hasnans:
+        return values.astype(str)
     odd = (
         next((value for value in values if not isinstance(value, str)), None)
         if len(values)
@@ -167,24 +169,26 @@ def _check_finite(nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
 
 def _check_edges(nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
     ends = np.asarray(edges[["source", "target"]])
-    strange = np.setdiff1d(ends, np.asarray(nodes.index))
-    if len(strange):
+    rows = nodes.index.get_indexer(ends.ravel()).reshape(ends.shape)
+    if (rows < 0).any():
+        strange = np.unique(ends[rows < 0])[:5].tolist()
         raise ValueError(
-            f"Graph: edges name nodes {strange[:5].tolist()} that the node table does not have. "
+            f"Graph: edges name nodes {strange} that the node table does not have. "
             "Give every end of an edge a row, or drop the edge."
         )
-    if np.any(edges["via"] == ""):
+    via, names = pd.factorize(edges["via"])
+    if "" in names:
         raise ValueError(
             "Graph: edges.via is empty in some rows; it must say what carries the edge. "
             'Along the residual stream that is "residual".'
         )
-    repeated = np.asarray(edges.duplicated(["source", "target", "via"]), dtype=bool)
+    number = (via * len(nodes) + rows[:, 0]) * len(nodes) + rows[:, 1]
+    repeated = np.asarray(pd.Series(number).duplicated(), dtype=bool)
     if repeated.any():
         raise ValueError(
             f"Graph: the edge (source, target) = {tuple(ends[repeated][0].tolist())} occurs twice "
             "with the same via. Add their flows up into one row."
         )
-    rows = nodes.index.get_indexer(ends.ravel()).reshape(ends.shape)
     _check_ends(nodes, rows)
     if len(topological_order(rows[:, 0], rows[:, 1], len(nodes))) < len(nodes):
         raise ValueError(

@@ -24,6 +24,16 @@ class HeadWeights:
     output_bias: Float[Tensor, " d_model"] | None
     n_heads: int
 
+    @property
+    def value_of_head(self) -> Float[Tensor, "head d_model d_head"]:
+        """A view of the value weights, one matrix a head."""
+        return self.value.unflatten(1, (self.n_heads, -1)).movedim(1, 0)
+
+    @property
+    def output_of_head(self) -> Float[Tensor, "head d_head d_model"]:
+        """A view of the output weights, one matrix a head."""
+        return self.output.unflatten(0, (self.n_heads, -1))
+
 
 @dataclass(frozen=True)
 class Family:

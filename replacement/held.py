@@ -8,6 +8,7 @@ read and wrote (`reads`, `writes`). Nothing here forms a Jacobian or uses autogr
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import einops
@@ -121,6 +122,7 @@ class HeldAttention(Sublayer):
             head=self.n_heads,
         )
 
+    @cached_property
     def _constant_values(self) -> Float[Tensor, "head d_head"]:
         """The part of every value vector that no node wrote: norm bias through W_V, and b_V."""
         constant = self.norm.constant(self.heads.value.T)
@@ -138,30 +140,28 @@ class HeldAttention(Sublayer):
         )
         at_input = einops.rearrange(carried, "key head d_head -> key (head d_head)")
         pulled = self.norm.pull(at_input @ self.heads.value.T) / self.run.attention_scale[:, None]
-        per_head = (reading * self._constant_values()).sum(-1)
+        per_head = (reading * self._constant_values).sum(-1)
         constants = (per_head * self.run.pattern.sum(-1).T).sum(-1)
         return Step(attribution, keep, pulled, constants)
 
     def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
         query, head = nodes // self.n_heads, nodes % self.n_heads
-        reading = self._head_gradient(gradient)[query, head]
-        value = einops.rearrange(
-            self.heads.value, "d_model (head d_head) -> head d_head d_model", head=self.n_heads
-        )
-        vector = reading.new_zeros(len(nodes), value.shape[-1])
+        value, output = self.heads.value_of_head, self.heads.output_of_head
+        reading = gradient.new_empty(len(nodes), output.shape[1])
+        vector = gradient.new_empty(len(nodes), gradient.shape[-1])
         for number in head.unique().tolist():
-            vector[head == number] = reading[head == number] @ value[number]
+            here = head == number
+            reading[here] = gradient[query[here]] @ output[number].T
+            vector[here] = reading[here] @ value[number].T
         pattern = self.run.pattern[head, query]
-        constant = (reading * self._constant_values()[head]).sum(-1) * pattern.sum(-1)
+        constant = (reading * self._constant_values[head]).sum(-1) * pattern.sum(-1)
         return Reads(self.norm.pull(vector), pattern / self.run.attention_scale, constant)
 
     def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
         pos, head = nodes // self.n_heads, nodes % self.n_heads
         mixed = self.run.mixed[pos, head]
-        output = einops.rearrange(
-            self.heads.output, "(head d_head) d_model -> head d_head d_model", head=self.n_heads
-        )
-        written = mixed.new_zeros(len(nodes), output.shape[-1])
+        output = self.heads.output_of_head
+        written = mixed.new_empty(len(nodes), output.shape[-1])
         for number in head.unique().tolist():
             written[head == number] = mixed[head == number] @ output[number]
         return written
@@ -209,8 +209,8 @@ class HeldMLP(Sublayer):
         at_input = active.combine(features.read, coefficient)
         if features.skip is not None:
             at_input = at_input + gradient @ features.skip
-        biases = coefficient * features.read_bias[active.index]
-        constants = active.sum_by_pos(biases) + self.norm.constant(at_input)
+        biases = active.combine(features.read_bias[:, None], coefficient).squeeze(-1)
+        constants = biases + self.norm.constant(at_input)
         pulled = self.norm.pull(at_input) / self.run.mlp_scale[:, None]
         return Step(attribution, keep, pulled, constants)
 

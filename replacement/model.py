@@ -1,13 +1,14 @@
 """A Hugging Face model together with what its MLPs and attention are read as."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from replacement.families import Family, family_of
-from replacement.layers import FeatureLayer
+from replacement.layers import FeatureLayer, JumpReLU
 from replacement.prompts import token_ids_of, token_texts
 from replacement.recording import run_of_record
 from replacement.run import Run
@@ -48,6 +49,7 @@ class ReplacementModel:
         _check_finite(hf_model)
         if mlps is not None:
             _check_fit(mlps, hf_model, self.family)
+            mlps = [_detached(layer) for layer in mlps]
         self.weights = read_weights(hf_model, self.family, mlps)
         self.tracer = Tracer(hf_model, self.family)
 
@@ -108,6 +110,16 @@ def _check_finite(model: nn.Module) -> None:
                 f"the weight {name} holds {count} NaN or infinite values, so every number would be "
                 "NaN. Load the checkpoint again, or find where training diverged."
             )
+
+
+def _detached(layer: Any) -> FeatureLayer:
+    """The layer without gradients, as the model's own weights are read; nothing is copied."""
+    fields = [(part.name, getattr(layer, part.name)) for part in dataclasses.fields(layer)]
+    tensors = {name: part.detach() for name, part in fields if isinstance(part, Tensor)}
+    activation = layer.activation
+    if isinstance(activation, JumpReLU):
+        activation = JumpReLU(activation.threshold.detach())
+    return dataclasses.replace(layer, **tensors, activation=activation)
 
 
 def _check_fit(mlps: Sequence[FeatureLayer], model: nn.Module, family: Family) -> None:

@@ -65,10 +65,12 @@ def _refuse_unknown(prompt: str, tokenizer: Any) -> None:
         for word in dict.fromkeys(pieces)
         if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
     ] or [prompt]
-    near = {word: difflib.get_close_matches(" " + word, vocabulary, n=3) for word in unknown}
-    hints = "; ".join(f"{word!r}, nearest: {near[word]}" for word in unknown[:MAX_SHOWN])
+    hints = []
+    for word in unknown[:MAX_SHOWN]:
+        near = difflib.get_close_matches(" " + word, vocabulary, n=3, cutoff=0.7)
+        hints.append(repr(word) + (f" (nearest: {', '.join(map(repr, near))})" if near else ""))
     raise ValueError(
-        f"words that the vocabulary of {len(vocabulary)} tokens does not hold: {hints}. "
+        f"words that the vocabulary of {len(vocabulary)} tokens does not hold: {', '.join(hints)}. "
         "Use words the model was trained on."
     )
 

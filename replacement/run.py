@@ -55,6 +55,7 @@ class Run:
     """The residual stream of every stage (two a layer, and the one entering the final norm)."""
     final_scale: Float[Tensor, " pos"]
 
+    @torch.no_grad()
     def logit(self, token: str | int, pos: int = -1) -> Target:
         """Return the raw logit of `token` at `pos` as a target, before any soft-cap.
 
@@ -87,6 +88,7 @@ class Run:
             terms=(Term(kind, 1.0, weights.n_layers, pos, number),),
         )
 
+    @torch.no_grad()
     def feature(self, layer: int, pos: int, index: int) -> Target:
         """Return the pre-activation of a feature or neuron as a target, active or not.
 
@@ -112,6 +114,7 @@ class Run:
             terms=(Term("feature", 1.0, depth, where, index),),
         )
 
+    @torch.no_grad()
     def direction(self, vector: Any, layer: int, pos: int = -1) -> Target:
         """Return `vector` · the residual stream entering `layer` at `pos` as a target.
 

@@ -290,9 +290,9 @@ PROMPTS = [
     Mistake("no ids", lambda _: model().run([]), ValueError, ("[]", "empty", "at least one")),
     Mistake(
         "unknown word",
-        lambda _: model().run("When Mary and Zebediah went"),
+        lambda _: model().run("When Marie and Zebediah went"),
         ValueError,
-        ("'Zebediah'", "vocabulary", "nearest", "Use words"),
+        ("'Zebediah'", "'Marie' (nearest: ' Maria'", "vocabulary", "Use words"),
     ),
     Mistake(
         "prompt longer than the context",

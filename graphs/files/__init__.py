@@ -25,7 +25,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> Path:
     if ending not in WRITERS:
         raise ValueError(
             f"save: {os.fspath(path)!r} ends in {ending!r}. Endings known: {', '.join(WRITERS)}. "
-            "The ending decides the format; .circuit is the one that read_graph opens again."
+            "The ending decides the format; .circuit is the one that circuits.read opens again."
         )
     return WRITERS[ending](graph, path)
 

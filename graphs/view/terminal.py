@@ -39,7 +39,7 @@ def _head(graph: Graph, width: int) -> Iterator[str]:
     yield from _wrapped(marked_prompt(graph, _PROMPT_LINES * width), width)
     at = explained_position(graph)
     where = f" (after token {at})" if at >= 0 and graph.meta["tokens"][at + 1 :] else ""
-    number = f" = {graph.value:.4f}{where}"
+    number = f" = {graph.value + 0.0:.4f}{where}"
     yield clip(target_label(graph), width - len(number)) + number
     yield ""
 

@@ -1,0 +1,291 @@
+"""The `circuits` command: what goes to stdout and stderr, what is written, how it ends."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+from typer.testing import CliRunner, Result
+
+import attribution.sweep
+import circuits.testing
+import circuits.tracer
+from circuits import read
+from circuits.cli import app
+from tests.circuits.folders import PROMPT, save_text_model
+
+COMMANDS = ("demo", "trace", "plan", "show")
+TASKS = ("ioi", "induction", "bracket", "greater_than")
+EXPLAIN = ("--explain", " Mary", "--minus", " John")
+
+
+@pytest.fixture(autouse=True)
+def as_users_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the type checks of the tests, which refuse in words of their own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny model, its tokenizer and transcoders."""
+    return str(save_text_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def saved(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("circuits") / "saved.circuit"
+    assert command("trace", model, PROMPT, *EXPLAIN, "-o", str(path)).exit_code == 0
+    return str(path)
+
+
+def command(*words: str) -> Result:
+    """Run the command; an exception that is no exit is an error of the test."""
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "100", "NO_COLOR": "1"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def assert_refused(result: Result, *says: str) -> None:
+    """Exit code 2, nothing on stdout but what was printed before, one paragraph on stderr."""
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert not [words for words in says if words not in result.stderr], result.stderr
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_help_names_every_command() -> None:
+    result = command("--help")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example(name: str) -> None:
+    result = command(name, "--help")
+    assert result.exit_code == 0
+    assert f"Example: circuits {name}" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_spelt_in_one_way(name: str) -> None:
+    """Kebab case, one spelling each."""
+    options = set(re.findall(r"--[\w-]+", command(name, "--help").stdout))
+    assert not [option for option in options if "_" in option or option != option.lower()]
+    words = {"--max-nodes", "--threshold", "--minus", "--explain", "--mlp", "--attention"}
+    assert name != "trace" or words <= options
+
+
+def test_no_words_show_the_help() -> None:
+    result = command()
+    assert result.exit_code == 2 and "Usage" in result.output
+
+
+# ---------------------------------------------------------------- trace, plan, show
+
+
+def test_trace_prints_plan_and_circuit_and_writes_both_files(model: str) -> None:
+    result = command("trace", model, PROMPT, *EXPLAIN, "-o", "a.circuit", "-o", "a.svg")
+    assert result.exit_code == 0
+    assert "Loading weights" not in result.stderr, "a bar that nobody can read in time"
+    for words in ("model ", "target ", 'logit(" Mary") - logit(" John")', "nodes ", "memory "):
+        assert words in result.stdout, words
+    assert "they add up to the target" in result.stdout
+    assert "wrote a.circuit" in result.stdout and "wrote a.svg" in result.stdout
+    assert read("a.circuit").meta["prompt"] == PROMPT
+    assert Path("a.svg").read_text().startswith("<svg")
+
+
+def test_a_single_token_is_explained_against_the_mean(model: str) -> None:
+    result = command("trace", model, PROMPT, "--explain", " Mary", "-o", "a.circuit")
+    assert result.exit_code == 0
+    assert 'centered_logit(" Mary")' in result.stdout
+    assert [term["kind"] for term in read("a.circuit").meta["target"]["terms"]] == [
+        "centered_logit"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "fact", "expected"),
+    [
+        (("--threshold", "0.3"), "threshold", 0.3),
+        (("--max-nodes", "5"), "max_nodes", 5),
+        (("--mlp", "neurons"), "layers", {"mlp": "neurons", "attention": "heads"}),
+        (("--mlp", "transcoders"), "layers", {"mlp": "transcoders", "attention": "heads"}),
+        (("--attention", "heads"), "layers", {"mlp": "transcoders", "attention": "heads"}),
+        (("--dtype", "float64"), "dtype", "float64"),
+        (("--device", "cpu"), "dtype", "float32"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
+)
+def test_options_of_trace_do_what_they_say(
+    model: str, option: tuple[str, str], fact: str, expected: Any
+) -> None:
+    result = command("trace", model, PROMPT, *EXPLAIN, *option, "-o", "a.circuit")
+    assert result.exit_code == 0, result.output
+    assert read("a.circuit").meta[fact] == expected
+
+
+def test_trace_with_test_prints_both_verdicts(model: str) -> None:
+    result = command("trace", model, PROMPT, *EXPLAIN, "--test")
+    assert result.exit_code == 0, result.output
+    assert "held: predicted = measured" in result.stdout
+    assert "free: the real model" in result.stdout
+
+
+def test_plan_prints_the_cost_and_traces_nothing(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attribution.sweep, "sweep", None)
+    monkeypatch.setattr(circuits.tracer, "sweep", None)
+    result = command("plan", model, PROMPT, *EXPLAIN)
+    assert result.exit_code == 0, result.output
+    for words in ("target ", "nodes ", "passes ", "memory ", "free on cpu"):
+        assert words in result.stdout
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_show_prints_prunes_and_draws(saved: str) -> None:
+    whole = command("show", saved)
+    assert whole.exit_code == 0 and whole.stderr == ""
+    assert whole.stdout.strip() == repr(read(saved)).strip()
+    small = command("show", saved, "--prune", "0.5", "-o", "a.svg", "-o", "small.circuit")
+    assert small.exit_code == 0
+    assert "pruned to 50%" in small.stdout and "wrote a.svg" in small.stdout
+    assert read("small.circuit").meta["pruned"] == 0.5
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_show_prints_so_many_paths(saved: str, count: int) -> None:
+    result = command("show", saved, "--paths", str(count))
+    assert result.exit_code == 0
+    table = read(saved).paths(count)
+    assert all(text in " ".join(result.stdout.split()) for text in table["text"])
+
+
+# ---------------------------------------------------------------- wrong arguments end with 2
+
+
+WRONG = [
+    (("trace",), ("Missing argument",)),
+    (("trace", "{model}", "When Mary"), ("Missing option", "--explain")),
+    (("trace", "{model}", PROMPT, "--explain", " Zebediah"), ("' Zebediah'", "Give a token")),
+    (("trace", "{model}", "Zebediah went", *EXPLAIN), ("'Zebediah'", "vocabulary")),
+    (("trace", "{model}", "", *EXPLAIN), ("empty",)),
+    (("trace", "{model}", "Mary " * 99, *EXPLAIN), ("100 tokens", "context is 24")),
+    (("trace", "four-task", PROMPT, *EXPLAIN), ("Did you mean 'four-tasks'?",)),
+    (("trace", "./none", PROMPT, *EXPLAIN), ("'./none'", "no such folder")),
+    (("trace", "some-one/nothing", PROMPT, *EXPLAIN), ("some-one/nothing", "cannot be opened")),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--threshold", "-1"), ("threshold=-1.0",)),
+    (
+        ("trace", "{model}", PROMPT, *EXPLAIN, "--threshold", "much"),
+        ("--threshold", "valid number"),
+    ),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--max-nodes", "0"), ("max_nodes=0",)),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--mlp", "./none"), ("no such folder of transcoders",)),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--attention", "lorsa"), ("attention='lorsa'",)),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--device", "toaster"), ("device='toaster'",)),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--dtype", "int8"), ("dtype='int8'",)),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "a.pdf"), ("a.pdf", ".circuit, .svg")),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "none/a.svg"), ("no folder", "mkdir -p")),
+    (("plan", "{model}", PROMPT, *EXPLAIN, "--max-nodes", "0"), ("max_nodes=0",)),
+    (("show",), ("Missing argument",)),
+    (("show", "none.circuit"), ("none.circuit", "no file")),
+    (("show", "{model}"), ("not a file",)),
+    (("show", "{saved}", "--prune", "0"), ("above 0 and at most 1",)),
+    (("show", "{saved}", "--paths", "0"), ("1 or more",)),
+    (("show", "{saved}", "-o", "a.pdf"), ("a.pdf", ".circuit, .svg")),
+    (("demo", "--task", "chess"), ("chess", "ioi")),
+    (("explain",), ("No such command", "explain")),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG, ids=lambda part: " ".join(part)[:60])
+def test_wrong_arguments_end_with_two(
+    words: tuple[str, ...], says: tuple[str, ...], model: str, saved: str
+) -> None:
+    places = {"{model}": model, "{saved}": saved}
+    result = command(*(places.get(word, word) for word in words))
+    assert_refused(result, *says)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_wrong_ending_is_refused_before_any_work(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuits.tracer, "sweep", None)
+    assert_refused(command("trace", model, PROMPT, *EXPLAIN, "-o", "a.pdf"), "a.pdf")
+    result = command("trace", model, PROMPT, *EXPLAIN, "-o", "none/a.circuit")
+    assert_refused(result, "no folder", "mkdir -p")
+
+
+# ---------------------------------------------------------------- a failed check ends with 1
+
+
+def off(value: Any) -> Any:
+    """An identity that does not hold, or that is not even a number."""
+    return lambda *_: value
+
+
+@pytest.mark.parametrize("broken", [0.01, float("nan")])
+def test_a_broken_knock_out_ends_with_one(
+    broken: float, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuits.testing.KnockOuts, "deviation", property(off(broken)))
+    result = command("trace", model, PROMPT, *EXPLAIN, "--test", "-o", "a.circuit")
+    assert result.exit_code == 1
+    assert "failed checks" in result.stderr and "knock-outs" in result.stderr
+    assert "failed checks" not in result.stdout
+
+
+def test_a_sum_that_does_not_close_ends_with_one(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_total = attribution.sweep.Leaves.total
+    monkeypatch.setattr(attribution.sweep.Leaves, "total", lambda self: true_total(self) + 0.1)
+    result = command("trace", model, PROMPT, *EXPLAIN)
+    assert result.exit_code == 1
+    assert "closure" in result.stderr
+
+
+# ---------------------------------------------------------------- the bundled model
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_demo_explains_tests_and_writes(task: str) -> None:
+    result = command("demo", "--task", task)
+    assert result.exit_code == 0, result.output
+    for words in ("nodes ", "they add up to the target", "held: predicted = measured", "next: "):
+        assert words in result.stdout
+    circuit = read(f"demo/{task}.circuit")
+    assert circuit.meta["model"] == "four-tasks"
+    assert Path(f"demo/{task}.svg").read_text().startswith("<svg")
+
+
+def test_demo_writes_where_it_is_told() -> None:
+    assert command("demo", "-o", "here").exit_code == 0
+    assert sorted(path.name for path in Path("here").iterdir()) == ["ioi.circuit", "ioi.svg"]
+
+
+def test_every_command_the_help_and_the_demo_propose_works() -> None:
+    """The examples, run as they stand."""
+    for name in ("trace", "plan"):
+        text = " ".join(command(name, "--help").stdout.split())
+        words = re.search(rf"Example: circuits ({name} .*?)(?= [╭│]|$)", text)
+        assert words is not None, text
+        parts = re.findall(r'"[^"]*"|\S+', words[1])
+        result = command(*(part.strip('"') for part in parts))
+        assert result.exit_code == 0, result.output
+    done = command("demo").stdout
+    shown = re.search(r"next: circuits (show \S+)", done)
+    assert shown is not None and command(*shown[1].split()).exit_code == 0
+    assert json.loads(json.dumps(read("demo/ioi.circuit").meta))["model"] == "four-tasks"
