@@ -147,14 +147,17 @@ def _mlp_forward(
     recorded, block = run.layers[layer.layer], run.weights.layers[layer.layer]
     active, features = recorded.active, block.mlp
     y = block.mlp_norm.apply(stream, recorded.mlp_scale)
-    activation = active.activation.repeat(len(stream), 1)
-    live = kept[: len(active)].nonzero(as_tuple=True)[0]
-    pos, index = active.pos[live], active.index[live]
-    pre = (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
-    activation[:, live] = active.gate[live] * pre
     is_feature = knocked.node < len(active)
-    activation[knocked.batch[is_feature], knocked.node[is_feature]] = 0
-    written = torch.stack([active.combine(features.write, row) for row in activation])
+    features_out = knocked.node[is_feature]
+    touched = kept[: len(active)].clone()
+    touched[features_out] = True
+    written = active.combine(features.write, active.activation * ~touched).repeat(len(y), 1, 1)
+    moving = touched.nonzero(as_tuple=True)[0]
+    pos, index = active.pos[moving], active.index[moving]
+    pre = (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
+    live = torch.where(kept[moving], active.gate[moving] * pre, active.activation[moving])
+    live[knocked.batch[is_feature], torch.searchsorted(moving, features_out)] = 0
+    written.index_add_(1, pos, live[..., None] * features.write[index])
     if features.skip is not None:
         around = y @ features.skip.T
         around[knocked.batch[~is_feature], knocked.node[~is_feature] - len(active)] = 0
@@ -200,7 +203,9 @@ def _subtractions(
         else:
             number = number_of(sublayers[place], removal)
             vector = sublayers[place].writes(torch.tensor([number], device=run.logits.device))[0]
-        additions.setdefault(place, run.token_writes.new_zeros(shape))[row, removal.pos] -= vector
+        if place not in additions:
+            additions[place] = run.token_writes.new_zeros(shape)
+        additions[place][row, removal.pos] -= vector
     return additions
 
 
