@@ -74,7 +74,8 @@ def demo(
         output.mkdir(parents=True, exist_ok=True)
         files = [circuit.save(output / f"{task}.circuit"), pruned.save(output / f"{task}.svg")]
     typer.echo(f"wrote {files[0]} ({len(circuit.edges):,} edges) and {files[1]} (pruned to 80 %)")
-    typer.echo(f"next: circuits show {files[0]}   or   circuits demo --task induction")
+    other = "induction" if task == "ioi" else "ioi"
+    typer.echo(f"next: circuits show {files[0]}   or   circuits demo --task {other}")
     _end(circuit, result)
 
 

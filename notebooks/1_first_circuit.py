@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -80,8 +82,8 @@ inner[["kind", "layer", "pos", "index", "token", "attribution"]].sort_values(
 
 # %%
 small = circuit.prune(0.6)
-print(small.explained.round(3).to_string())
-abs(small.explained.sum() - small.value) < 1e-3
+assert abs(small.explained.sum() - small.value) < 1e-3
+small.explained.round(3)
 
 # %%
 from IPython.display import SVG, display
