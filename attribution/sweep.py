@@ -151,7 +151,9 @@ def strongest(ungated: Sweep, n_nodes: int) -> list[Bool[Tensor, " _"]]:
     sizes = [len(attribution) for attribution in ungated.attribution]
     strength = torch.cat([attribution.abs() for attribution in ungated.attribution])
     strength = strength * torch.cat(ungated.keep)  # unreachable nodes are not to be chosen
-    order = torch.sort(strength, descending=True, stable=True).indices[:n_nodes]
-    chosen = torch.zeros(len(strength), dtype=torch.bool, device=strength.device)
-    chosen[order] = strength[order] > 0
+    top = strength.topk(min(n_nodes, len(strength))).values
+    weakest = top[-1] if len(top) else torch.inf
+    chosen = strength > weakest
+    tied = (strength == weakest).nonzero(as_tuple=True)[0]
+    chosen[tied[: n_nodes - int(chosen.sum())]] = weakest > 0
     return list(chosen.split(sizes))

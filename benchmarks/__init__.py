@@ -1,0 +1,1 @@
+"""Tasks, the training of the bundled model, and measurements against known answers."""

@@ -1,0 +1,122 @@
+"""The folder of the bundled model: what is written to it and read from it.
+
+config.json, model.safetensors   the model, stored in float16
+tokenizer.json, …                its tokenizer
+prompts.json                     prompts to try it on
+transcoders/                     one transcoder per MLP (replacement/checkpoints/ours.py)
+figures.json, README.md          what was measured, and the model card made from it
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from benchmarks.tasks.vocabulary import make_tokenizer
+from replacement.checkpoints import load_transcoders, save_transcoders
+from replacement.layers import Transcoder
+
+STORED_IN = torch.float16
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with a token to explain, and one to compare it with."""
+
+    task: str
+    prompt: str
+    explain: str
+    minus: str
+
+
+PROMPTS = (
+    Prompt("ioi", "When Mary and John went to the store, John gave a drink to", " Mary", " John"),
+    Prompt(
+        "ioi",
+        "Then, Alice and Tom were thinking about going to the park. Alice wanted to give a ring to",
+        " Tom",
+        " Alice",
+    ),
+    Prompt(
+        "ioi",
+        "The museum Grace and Henry went to had a lamp. Henry gave it to",
+        " Grace",
+        " Henry",
+    ),
+    Prompt(
+        "induction",
+        "apple Oliver tower siege lamp Mary apple Oliver tower siege",
+        " lamp",
+        " apple",
+    ),
+    Prompt(
+        "induction",
+        "Yesterday Oliver Sophia came to the castle. Once the horse was old. They read of Oliver",
+        " Sophia",
+        " horse",
+    ),
+    Prompt(
+        "induction",
+        "The words were: candle war Mary ring. The quiet wolf stood behind the church. "
+        "Then, candle war Mary",
+        " ring",
+        " church",
+    ),
+    Prompt("bracket", "( [ { } close:", " ]", " )"),
+    Prompt("bracket", "{ ( [ ] { } ( ) ) [ ( close: )", " ]", " }"),
+    Prompt("bracket", "[ ( { [ ( ( ) ) ] } ) { } close:", " ]", " }"),
+    Prompt("greater_than", "The war lasted from the year 17 32 to the year 17", " 45", " 20"),
+    Prompt("greater_than", "The siege lasted from the year 14 61 to the year 14", " 70", " 52"),
+    Prompt("greater_than", "The voyage lasted from the year 18 85 to the year 18", " 92", " 78"),
+)
+
+
+def save_model(model: GPT2LMHeadModel, folder: Path) -> None:
+    """Write the model as stored, its tokenizer and the prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = GPT2LMHeadModel(model.config)
+    stored.load_state_dict(model.state_dict())
+    for weight in stored.parameters():
+        weight.data = weight.data.to(STORED_IN)
+    stored.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    make_tokenizer().save_pretrained(folder)
+    write_json(folder / "prompts.json", [asdict(prompt) for prompt in PROMPTS])
+
+
+def load_model(folder: Path) -> GPT2LMHeadModel:
+    """Return the stored model in float32."""
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model.safetensors; run `python -m benchmarks.four_tasks model "
+            f"--out {folder}` first"
+        )
+    return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def save_layers(layers: list[Transcoder], folder: Path) -> None:
+    """Write the transcoders as stored."""
+    save_transcoders(layers, folder / "transcoders", dtype=STORED_IN)
+
+
+def load_layers(folder: Path) -> list[Transcoder]:
+    """Return the stored transcoders in float32."""
+    return load_transcoders(folder / "transcoders")
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write data as indented JSON with a final newline."""
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def weight_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every weight file, by its path in the folder."""
+    paths = [folder / "model.safetensors", *sorted((folder / "transcoders").glob("*.safetensors"))]
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.is_file()
+    }

@@ -1,0 +1,150 @@
+"""The training of the model: GPT-2 in small, on all four tasks at once.
+
+Every step takes one batch of each task. The loss of a task is the mean cross-entropy where the
+task determines what follows, plus `other_weight` times the mean over all other positions (the
+words of a prompt, which the model can only learn the frequencies of). No task token, no
+curriculum. The data of a step depend on the seed and the step alone, so a run that was
+interrupted goes on as if it had not been.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.four_tasks.batches import BOS_ID, PAD_ID, Batch, collate, draw
+from benchmarks.tasks import TASKS
+from benchmarks.tasks.vocabulary import token_strings
+from replacement.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Everything that decides the weights."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    positions: int = 96
+    steps: int = 4000
+    warm_up: int = 200
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    other_weight: float = 0.2
+    ioi: int = 48
+    induction: int = 32
+    bracket: int = 40
+    greater_than: int = 96
+    seed: int = 0
+    checkpoint_every: int = 250
+
+    def examples(self, task: str) -> int:
+        """Return the number of examples of a task in one step."""
+        return {
+            "ioi": self.ioi,
+            "induction": self.induction,
+            "bracket": self.bracket,
+            "greater_than": self.greater_than,
+        }[task]
+
+
+def build(settings: ModelSettings) -> GPT2LMHeadModel:
+    """Return the untrained model."""
+    torch.manual_seed(settings.seed)
+    config = GPT2Config(
+        vocab_size=len(token_strings()),
+        n_positions=settings.positions,
+        n_embd=settings.width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=BOS_ID,
+        eos_token_id=BOS_ID,
+        pad_token_id=PAD_ID,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def task_loss(model: GPT2LMHeadModel, batch: Batch, other_weight: float) -> Float[torch.Tensor, ""]:
+    """Return the mean loss where an answer follows plus the weighted mean of the rest."""
+    logits = model(batch.ids).logits[:, :-1]
+    loss = functional.cross_entropy(
+        logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+    ).view(logits.shape[:2])
+    asked = batch.asked[:, :-1]
+    other = batch.real[:, 1:] & ~asked
+    return loss[asked].mean() + other_weight * loss[other].mean()
+
+
+def learning_rate(settings: ModelSettings, step: int) -> float:
+    """Return the rate of a step: linear warm-up, then a cosine to zero."""
+    if step < settings.warm_up:
+        return settings.learning_rate * (step + 1) / settings.warm_up
+    progress = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: torch.nn.Module, settings: ModelSettings) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices and leaves biases and gains alone."""
+    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
+    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+
+
+def one_step(
+    model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, settings: ModelSettings, step: int
+) -> dict[str, float]:
+    """Return each task's loss after one optimiser step on fresh data."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(settings, step)
+    optimizer.zero_grad()
+    losses = {}
+    for task in TASKS:
+        examples = draw(task, "train", settings.examples(task), seed=f"{settings.seed}/{step}")
+        loss = task_loss(model, collate(examples), settings.other_weight)
+        loss.backward()
+        losses[task] = loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return losses
+
+
+def train_model(
+    settings: ModelSettings, work: Path, stop_after: int | None = None
+) -> GPT2LMHeadModel:
+    """Return the trained model, going on from the checkpoint in `work` if there is one.
+
+    With `stop_after` the run ends at that step, checkpointed, as if it had been interrupted.
+    """
+    model = build(settings)
+    optimizer = make_optimizer(model, settings)
+    checkpoint = work / "model.pt"
+    start = 0
+    if state := load_checkpoint(checkpoint, settings):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    end = settings.steps if stop_after is None else min(stop_after, settings.steps)
+    bar = tqdm(range(start, end), initial=start, total=settings.steps, desc="model", mininterval=5)
+    for step in bar:
+        losses = one_step(model, optimizer, settings, step)
+        bar.set_postfix({task: f"{loss:.3f}" for task, loss in losses.items()}, refresh=False)
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == end:
+            state = {
+                "step": step + 1,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            save_checkpoint(checkpoint, settings, state)
+    return model.eval()

@@ -1,0 +1,49 @@
+"""The data of the transcoders: the four tasks, each with the same weight in every step."""
+
+from collections.abc import Callable
+
+from benchmarks.four_tasks.batches import Batch, collate, draw
+from benchmarks.tasks import TASKS, Split
+from replacement.training import TokenBatch, TranscoderSettings
+
+SETTINGS = TranscoderSettings(n_features=1024, k=8, k_start=32, steps=2000, learning_rate=2e-3)
+
+EXAMPLES = {"ioi": 32, "induction": 16, "bracket": 24, "greater_than": 40}
+"""Examples of each task in one step: about as many tokens of each."""
+
+
+def weighted(batch: Batch, *, bos: bool) -> TokenBatch:
+    """Return the batch with weights that sum to 1 over its words; BOS counts like a word or not."""
+    real = batch.real.float()
+    words = real[:, 1:].sum()
+    if not bos:
+        real[:, 0] = 0.0
+    return TokenBatch(batch.ids, real / words)
+
+
+def training_batches(seed: int) -> Callable[[int], list[TokenBatch]]:
+    """Return the token batches of a step, by the step's number."""
+    return lambda step: [
+        weighted(collate(draw(task, "train", count, seed=f"transcoders/{seed}/{step}")), bos=True)
+        for task, count in EXAMPLES.items()
+    ]
+
+
+def held_out_batches(count: int, *, seed: int = 0, split: Split = "held_out") -> list[TokenBatch]:
+    """Return `count` examples of every task, BOS left out."""
+    size = 100
+    batches = [
+        collate(draw(task, split, min(size, count - start), seed=f"measure/{seed}/{start}"))
+        for task in TASKS
+        for start in range(0, count, size)
+    ]
+    return [weighted(batch, bos=False) for batch in batches]
+
+
+def parameters(settings: TranscoderSettings, d_model: int) -> int:
+    """Return the number of weights of one transcoder.
+
+    >>> parameters(TranscoderSettings(n_features=1024), 128)
+    263296
+    """
+    return settings.n_features * (2 * d_model + 1) + d_model

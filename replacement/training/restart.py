@@ -1,0 +1,63 @@
+"""Dead features start again at tokens that the living ones explain badly."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement.training.settings import TranscoderSettings
+from replacement.training.stack import Stack, weighted_mean
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step saw and what it left over, in normalised units."""
+
+    inputs: Float[Tensor, "layer token d_model"]
+    left_over: Float[Tensor, "layer token d_model"]
+    lowest_kept: Float[Tensor, "layer token"]
+    """The smallest activation that was kept at each token."""
+    weight: Float[Tensor, " token"]
+
+
+@torch.no_grad()
+def restart_dead(
+    stack: Stack,
+    optimizer: torch.optim.Optimizer,
+    given: Given,
+    *,
+    settings: TranscoderSettings,
+    step: int,
+) -> None:
+    """Set dead features to write what is left over at tokens drawn by how much is left over there.
+
+    A restarted feature listens in the direction of its token's input from the mean, strongly enough
+    to be kept at that token. Adam's memory of its old weights is cleared.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * settings.seed + step)
+    mean = weighted_mean(given.inputs, given.weight)
+    for layer in range(stack.read.shape[0]):
+        dead = (stack.silent[layer] >= settings.dead_after).nonzero().flatten()
+        if len(dead) == 0:
+            continue
+        missing = given.left_over[layer].square().sum(-1) * given.weight
+        tokens = torch.multinomial(missing, len(dead), True, generator=generator)
+        listens = given.inputs[layer, tokens] - mean[layer]
+        writes = given.left_over[layer, tokens]
+        size = torch.maximum(writes.norm(dim=-1), 1.1 * given.lowest_kept[layer, tokens])
+        read = listens * (size / listens.square().sum(-1).clamp_min(1e-6))[:, None]
+        stack.read[layer, dead] = read
+        stack.read_bias[layer, dead] = -read @ mean[layer]
+        stack.write[layer, dead] = torch.nn.functional.normalize(writes, dim=-1)
+        stack.silent[layer, dead] = 0
+        _forget(stack, optimizer, layer, dead)
+
+
+def _forget(
+    stack: Stack, optimizer: torch.optim.Optimizer, layer: int, features: Int[Tensor, " feature"]
+) -> None:
+    """Clear the optimiser's moments of some features."""
+    for weight in (stack.read, stack.read_bias, stack.write):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[weight][moment][layer, features] = 0.0

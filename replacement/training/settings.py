@@ -1,0 +1,56 @@
+"""What decides a training run of transcoders."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TranscoderSettings:
+    """Everything but the model and the data that decides the weights of TopK transcoders."""
+
+    n_features: int = 1024
+    k: int = 16
+    """Features kept at every position; the mean L0 is at most this."""
+    steps: int = 4000
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    k_start: int = 64
+    """k at the first step; it falls to `k` over the first `k_share` of the steps."""
+    k_share: float = 0.25
+    dead_after: int = 100
+    """Steps without a single activation after which a feature counts as dead."""
+    restart_every: int = 50
+    """Steps between restarts of dead features at tokens the others explain badly."""
+    restart_share: float = 0.6
+    """Share of the steps in which there are restarts; what is dead after that stays dead."""
+    seed: int = 0
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if not 0 < self.k <= self.n_features:
+            raise ValueError(
+                f"k={self.k} features cannot be kept of n_features={self.n_features}; "
+                "give 0 < k <= n_features"
+            )
+
+    def k_at(self, step: int) -> int:
+        """Return the number of features kept at a step.
+
+        >>> settings = TranscoderSettings(k=16, k_start=64, k_share=0.25, steps=400)
+        >>> settings.k_at(0), settings.k_at(50), settings.k_at(100)
+        (64, 40, 16)
+        """
+        falling = max(1, round(self.k_share * self.steps))
+        start = min(self.n_features, max(self.k, self.k_start))
+        return self.k + round((start - self.k) * max(0.0, 1 - step / falling))
+
+    def restarts_at(self, step: int) -> bool:
+        """Return whether dead features are restarted after a step."""
+        return (step + 1) % self.restart_every == 0 and step < self.restart_share * self.steps
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
