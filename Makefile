@@ -10,7 +10,7 @@ demo: install
 
 # What CI runs: format, lint, types, tests (docstrings' examples and notebooks included).
 test: install check
-	$(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 	$(BIN)/python -m pytest -q --nbmake notebooks
 
 check: install

@@ -43,7 +43,9 @@ class Plan:
         kept = "as many as reach the threshold"
         if self.max_nodes is not None:
             kept = f"at most {self.max_nodes:,}"
-        passes = ", ".join(f"{count} {name}" for name, count in self.passes.items())
+        passes = ", ".join(
+            f"{count} {name} pass{'es' if count > 1 else ''}" for name, count in self.passes.items()
+        )
         return "\n".join(
             [
                 f"nodes    {nodes} on {self.n_tokens} tokens; kept: {kept}",

@@ -5,6 +5,7 @@ Exit codes: 0, 1 for a check that failed, 2 for bad arguments.
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -75,7 +76,8 @@ def demo(
         files = [circuit.save(output / f"{task}.circuit"), pruned.save(output / f"{task}.svg")]
     typer.echo(f"wrote {files[0]} ({len(circuit.edges):,} edges) and {files[1]} (pruned to 80 %)")
     other = "induction" if task == "ioi" else "ioi"
-    typer.echo(f"next: circuits show {files[0]}   or   circuits demo --task {other}")
+    command = sys.argv[0] if sys.argv[0].startswith(".") else "circuits"  # as it was called
+    typer.echo(f"next: {command} show {files[0]}   or   {command} demo --task {other}")
     _end(circuit, result)
 
 

@@ -62,7 +62,7 @@ def trace(
     >>> from circuits import load, trace
     >>> run = load("four-tasks").run("When Mary and John went to the store, John gave a drink to")
     >>> circuit = trace(run.logit(" Mary") - run.logit(" John"))
-    >>> abs(circuit.explained.sum() - circuit.value) < 1e-3
+    >>> bool(abs(circuit.explained.sum() - circuit.value) < 1e-3)
     True
     """
     check_request(target, max_nodes)

@@ -50,8 +50,7 @@ def _ids_of_text(prompt: str, tokenizer: Any) -> list[int]:
         )
     begins_with_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
     ids = list(tokenizer(prompt, add_special_tokens=not begins_with_bos)["input_ids"])
-    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if tokenizer.unk_token_id in plain and tokenizer.unk_token not in prompt:
+    if _is_unknown(prompt, tokenizer) and tokenizer.unk_token not in prompt:
         _refuse_unknown(prompt, tokenizer)
     only_special = ids and all(number in tokenizer.all_special_ids for number in ids)
     return [] if only_special and not prompt.strip() else ids
@@ -63,7 +62,7 @@ def _refuse_unknown(prompt: str, tokenizer: Any) -> None:
     unknown = [
         word
         for word in dict.fromkeys(pieces)
-        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+        if all(_is_unknown(spelling, tokenizer) for spelling in (word, " " + word))
     ] or [prompt]
     hints = []
     for word in unknown[:MAX_SHOWN]:
@@ -73,6 +72,10 @@ def _refuse_unknown(prompt: str, tokenizer: Any) -> None:
         f"words that the vocabulary of {len(vocabulary)} tokens does not hold: {', '.join(hints)}. "
         "Use words the model was trained on."
     )
+
+
+def _is_unknown(text: str, tokenizer: Any) -> bool:
+    return tokenizer.unk_token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _ids_of_list(prompt: Any) -> list[int]:

@@ -18,6 +18,8 @@ class Given:
     left_over: Float[Tensor, "layer token d_model"]
     lowest_kept: Float[Tensor, "layer token"]
     """The smallest activation that was kept at each token."""
+    most: Float[Tensor, "layer token"]
+    """Norm of all that is to be written at each token, the bias aside."""
     weight: Float[Tensor, " token"]
 
 
@@ -33,7 +35,9 @@ def restart_dead(
     """Set dead features to write what is left over at tokens drawn by how much is left over there.
 
     A restarted feature listens in the direction of its token's input from the mean, strongly enough
-    to be kept at that token. Adam's memory of its old weights is cleared.
+    to be kept at that token but never to write more than the MLP did there: without that bound,
+    features restarted where restarted ones wrote too much would grow without end. Adam's memory
+    of the old weights is cleared.
     """
     generator = torch.Generator().manual_seed(1_000_003 * settings.seed + step)
     mean = weighted_mean(given.inputs, given.weight)
@@ -45,7 +49,8 @@ def restart_dead(
         tokens = torch.multinomial(missing, len(dead), True, generator=generator)
         listens = given.inputs[layer, tokens] - mean[layer]
         writes = given.left_over[layer, tokens]
-        size = torch.maximum(writes.norm(dim=-1), 1.1 * given.lowest_kept[layer, tokens])
+        enough = torch.maximum(writes.norm(dim=-1), 1.1 * given.lowest_kept[layer, tokens])
+        size = torch.minimum(enough, given.most[layer, tokens])
         read = listens * (size / listens.square().sum(-1).clamp_min(1e-6))[:, None]
         stack.read[layer, dead] = read
         stack.read_bias[layer, dead] = -read @ mean[layer]

@@ -70,7 +70,8 @@ def one_step(
     stack.silent.copy_(torch.where(fired, 0, stack.silent + 1))
     if settings.restarts_at(step):
         lowest_kept = active.detach().topk(settings.k_at(step), dim=-1).values[..., -1]
-        given = Given(inputs, left_over.detach(), lowest_kept, data.weight)
+        most = (outputs - stack.write_bias.detach()[:, None]).norm(dim=-1)
+        given = Given(inputs, left_over.detach(), lowest_kept, most, data.weight)
         restart_dead(stack, optimizer, given, settings=settings, step=step)
     return loss.detach()
 

@@ -108,7 +108,8 @@ def test_only_dead_features_are_restarted_and_then_kept_at_their_token() -> None
     stack.silent[0, 3] = SETTINGS.dead_after
     left_over = torch.zeros_like(data.outputs)
     left_over[:, 17, 2] = 4.0  # everything is left over at one token, along one direction
-    given = Given(data.inputs, left_over, torch.full(data.inputs.shape[:2], 7.0), data.weight)
+    kept, most = (torch.full(data.inputs.shape[:2], size) for size in (7.0, 9.0))
+    given = Given(data.inputs, left_over, kept, most, data.weight)
     restart_dead(stack, optimizer, given, settings=SETTINGS, step=0)
     changed = (stack.read != before["read"]).any(-1).nonzero().tolist()
     assert changed == [[0, 3]]
@@ -118,6 +119,10 @@ def test_only_dead_features_are_restarted_and_then_kept_at_their_token() -> None
     assert optimizer.state[stack.read]["exp_avg"][0, 3].abs().max() == 0
     assert optimizer.state[stack.read]["exp_avg"][1, 3].abs().max() > 0
     assert stack.silent[0, 3] == 0
+    stack.silent[0, 3] = SETTINGS.dead_after
+    bounded = Given(data.inputs, left_over, kept, most / 2, data.weight)
+    restart_dead(stack, optimizer, bounded, settings=SETTINGS, step=0)
+    assert stack.pre_activation(data.inputs)[0, 17, 3].item() == pytest.approx(4.5, rel=1e-3)
 
 
 def test_more_features_kept_than_there_are_is_refused() -> None:
