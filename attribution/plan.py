@@ -15,8 +15,8 @@ from replacement.target import Target
 
 DENSE_MAX_NODES = 500
 """How many nodes are kept unless told otherwise where every neuron is active everywhere."""
-EDGE_BYTES = 96
-"""One edge at its dearest: indices and amount as tensors, then as columns of the edge table."""
+EDGE_BYTES = 192
+"""One edge at its dearest: tensors, columns of the edge table, and the table's own checks."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,18 @@ def plan(target: Target, max_nodes: int | None = None) -> Plan:
         if skips:
             nodes["skip"] = nodes.get("skip", 0) + skips
     limit, total = node_limit(run, max_nodes), sum(nodes.values())
-    if limit is None or limit >= total:
+    skips = nodes.get("skip", 0)
+    if limit is None or limit >= total - skips:
         kept, edges = total, edges_among(sublayers, [layer.positions() for layer in sublayers])
     else:
-        kept = limit
+        kept = limit + skips
         edges = kept * (kept + 1) // 2 + (kept + 1) * 2 * len(run.tokens)
     return Plan(
         target=target.label,
         n_tokens=len(run.tokens),
         nodes=nodes,
         max_nodes=limit,
-        passes={"forward": 1, "sweep": 2, "flow": 1},
+        passes={"forward": 1, "sweep": 2 if kept == total else 3, "flow": 1},
         edges=edges,
         bytes=_bytes(run, kept, edges),
         free_bytes=free_bytes(run.token_writes.device),
@@ -135,7 +136,9 @@ def refuse_too_many(
     count, edges = sum(map(len, kept)), edges_among(sublayers, places)
     needed, free = _bytes(run, count, edges), free_bytes(run.token_writes.device)
     if needed > free:
-        fits = max(1, int(count * (free / needed) ** 0.5 * 0.9))
+        fixed = _bytes(run, 0, 0)
+        room = max(free - fixed, 0) / (needed - fixed)
+        fits = max(1, int(0.9 * count * min(room, room**0.5)))  # between linear and quadratic
         raise MemoryError(
             f"trace(...): {count:,} nodes are kept, up to {edges:,} edges: about "
             f"{size_text(needed)}, {size_text(free)} are free. Fits: max_nodes={fits}, or a higher "

@@ -59,9 +59,12 @@ class Sweep:
         """Return the numbers of the kept nodes of every sublayer."""
         return [keep.nonzero(as_tuple=True)[0] for keep in self.keep]
 
-    def n_kept(self) -> int:
-        """Return how many nodes were kept."""
-        return sum(int(keep.sum()) for keep in self.keep)
+    def n_kept(self, sublayers: Sequence[Sublayer]) -> int:
+        """Return how many nodes were kept by choice (skips, which nothing stops, are not)."""
+        count = 0
+        for keep, layer in zip(self.keep, sublayers, strict=True):
+            count += int((keep if layer.always is None else keep & ~layer.always).sum())
+        return count
 
 
 def sweep(
@@ -146,11 +149,16 @@ def cutoff_of(target: Target, ungated: Sweep, threshold: int | float) -> float:
     return threshold * max(abs(target.value), 1e-3 * ungated.leaves.magnitude())
 
 
-def strongest(ungated: Sweep, n_nodes: int) -> list[Bool[Tensor, " _"]]:
+def strongest(
+    ungated: Sweep, sublayers: Sequence[Sublayer], n_nodes: int
+) -> list[Bool[Tensor, " _"]]:
     """Return masks of the `n_nodes` nodes of largest |attribution|, ties in node order."""
     sizes = [len(attribution) for attribution in ungated.attribution]
     strength = torch.cat([attribution.abs() for attribution in ungated.attribution])
-    strength = strength * torch.cat(ungated.keep)  # unreachable nodes are not to be chosen
+    strength = strength * torch.cat(ungated.keep)  # unreachable nodes are not to be chosen,
+    for part, layer in zip(strength.split(sizes), sublayers, strict=True):
+        if layer.always is not None:
+            part[layer.always] = 0  # and what is kept anyway takes no place
     top = strength.topk(min(n_nodes, len(strength))).values
     weakest = top[-1] if len(top) else torch.inf
     chosen = strength > weakest

@@ -127,21 +127,21 @@ def parts_and_sizes(model: ReplacementModel, ids: Tensor) -> tuple[dict[str, Par
     sublayers = held_sublayers(target.run)
     ungated = sweep(target, sublayers)
     cutoff = cutoff_of(target, ungated, THRESHOLD)
-    chosen = strongest(ungated, MAX_NODES)
+    chosen = strongest(ungated, sublayers, MAX_NODES)
     kept = sweep(target, sublayers, only=chosen)
     parts: dict[str, Part] = {
         "run": lambda: model.run(ids),
         "sweep": lambda: sweep(target, sublayers),
         "gated sweep": lambda: sweep(target, sublayers, cutoff),
         "sweep through chosen": lambda: sweep(target, sublayers, only=chosen),
-        "choosing": lambda: strongest(ungated, MAX_NODES),
+        "choosing": lambda: strongest(ungated, sublayers, MAX_NODES),
         "flow": lambda: flow_edges(target, sublayers, kept),
         "trace": lambda: traced(target),
         "run and trace": partial(_run_and_trace, model, ids),
     }
     sizes = {
         "nodes": sum(len(attribution) for attribution in ungated.attribution),
-        f"nodes above {THRESHOLD}": sweep(target, sublayers, cutoff).n_kept(),
+        f"nodes above {THRESHOLD}": sweep(target, sublayers, cutoff).n_kept(sublayers),
         "edges traced": len(traced(target).edges),
     }
     return parts, sizes

@@ -29,17 +29,22 @@ class Circuit:
     A circuit read from a file has no model and needs no torch; `attach(model)` gives it one again.
     """
 
-    def __init__(self, data: Graph, model: Any = None, run: Any = None) -> None:
+    def __init__(self, data: Graph, run: Any = None) -> None:
         self.data = data
         """The graph underneath (`graphs.Graph`)."""
-        self.model = model
-        self._run = run
+        self.run = run
+        """The `Run` it was traced in; None for a circuit read from a file."""
 
     @classmethod
     def of_trace(cls, data: Graph, run: Any) -> "Circuit":
         """Return the circuit of a graph just traced, with its conservation checked and noted."""
         checks = {**data.meta["checks"], "conservation": data.conservation()}
-        return cls(data.noted(checks=checks), run.model, run)
+        return cls(data.noted(checks=checks), run)
+
+    @property
+    def model(self) -> Any:
+        """The model it was traced in (`ReplacementModel`), or None."""
+        return None if self.run is None else self.run.model
 
     @property
     def nodes(self) -> pd.DataFrame:
@@ -78,12 +83,14 @@ class Circuit:
         return to_matrix(self.data, weight)
 
     def prune(self, share: int | float = 0.8) -> "Circuit":
-        """Return the circuit with the fewest nodes, then edges, that hold `share` of the whole.
+        """Return the circuit of its strongest nodes and edges.
 
-        See `graphs.pruning.prune`. What is removed stays in the books, in `in_pruned` and
+        The fewest nodes that hold `share` of all |attribution|; of the edges between them those
+        among the strongest that hold `share` of all |flow|; then what dangles goes. See
+        `graphs.pruning.prune`. What is removed stays in the books, in `in_pruned` and
         `out_pruned`, so that `explained` still sums to the value.
         """
-        return Circuit(prune(self.data, share), self.model, self._run)
+        return Circuit(prune(self.data, share), self.run)
 
     def paths(self, k: int = 5) -> pd.DataFrame:
         """Return the `k` strongest paths from a token to the target, and what each carries."""
@@ -101,50 +108,29 @@ class Circuit:
     def attach(self, model: Any) -> "Circuit":
         """Return the circuit with a model again, after checking that it is the same one.
 
-        The prompt is run anew; ValueError if the target does not come out as it was saved.
+        The prompt is run anew; ValueError if the target or the attributions do not come out as they
+        were saved.
         """
-        traced_with = (
-            f"{self.meta.get('model')!r} with layers {self.meta.get('layers')}. Attach the model, "
-            "layers and weights it was traced with."
-        )
-        if not hasattr(model, "run") or not hasattr(model, "read_as"):
-            raise TypeError(
-                f"circuit.attach takes what load(...) returns, got {type(model).__name__}: "
-                f"{model!r:.60}. This circuit is of {traced_with}"
-            )
-        if model.read_as != self.meta.get("layers"):
-            raise ValueError(
-                f"the model given is read as {model.read_as}; this circuit is of {traced_with}"
-            )
-        try:
-            run = model.run(self.meta["token_ids"])
-            value = run.target(self.meta["target"]["terms"]).value
-        except (ValueError, IndexError) as problem:
-            raise ValueError(
-                f"the model given cannot run this circuit ({problem}) It is of {traced_with}"
-            ) from None
-        if abs(value - self.value) > 1e-3 * max(1.0, abs(self.value)):
-            raise ValueError(
-                f"this circuit explains {self.meta['target']['label']} = {self.value:.4f}, the "
-                f"model given computes {value:.4f}. The circuit is of {traced_with}"
-            )
-        return Circuit(self.data, model, run)
+        from circuits.attaching import run_of_circuit
 
-    def test(self, *, batch: int = 64, progress: bool = True) -> "KnockOuts":
+        return Circuit(self.data, run_of_circuit(self.data, model))
+
+    def test(self, *, batch: int | None = None, progress: bool = True) -> "KnockOuts":
         """Return predicted and measured effects of knocking out every node, one at a time.
 
-        See `circuits.testing.knock_out_each`. Raises ValueError for a circuit without a model.
+        See `circuits.testing.knock_out_each`. `batch`: so many at once; by default as many as keep
+        the memory small. Raises ValueError for a circuit without a model.
         """
         from circuits.testing import knock_out_each
 
-        if not isinstance(batch, int) or batch < 1:
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
             raise ValueError(f"circuit.test(batch={batch!r}): how many at once, 1 or more.")
-        if self.model is None:
+        if self.run is None:
             raise ValueError(
                 "circuit.test(): this circuit was read from a file and has no model. "
                 f"Give it one: circuit.attach(load({self.meta.get('model', '...')!r})).test()"
             )
-        return knock_out_each(self.data, self._run, batch=batch, progress=progress)
+        return knock_out_each(self.data, self.run, batch=batch, progress=progress)
 
     def _repr_svg_(self) -> str:
         return svg(self.data)

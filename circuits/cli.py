@@ -66,6 +66,8 @@ def demo(
 
     with _explained_errors():
         example = _example(task)
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"-o {output}: is a file; give a folder, which is made if needed.")
         model = load("four-tasks")
         target = _target(model, example["prompt"], example["explain"], example["minus"])
         circuit = _trace_and_print(target, 0.005, None)
@@ -169,6 +171,8 @@ def show(
             typer.echo(circuit.paths(paths)[["flow", "text"]].to_string(index=False))
         for path in output or []:
             typer.echo(f"wrote {circuit.save(path)}")
+        conservation = circuit.data.conservation()
+    _fail_above({"conservation": conservation})
 
 
 def _example(task: str) -> dict[str, str]:
@@ -217,6 +221,10 @@ def _end(circuit: "Circuit", result: "KnockOuts | None") -> None:
     checks = dict(circuit.meta["checks"])
     if result is not None:
         checks["knock-outs"] = result.deviation
+    _fail_above(checks)
+
+
+def _fail_above(checks: dict[str, float]) -> None:
     failed = [f"{name} {value:.1e}" for name, value in checks.items() if not value <= TOLERANCE]
     if failed:
         typer.echo(f"failed checks (tolerance {TOLERANCE:g}): {', '.join(failed)}", err=True)
@@ -228,6 +236,8 @@ def _explained_errors() -> Iterator[None]:
     """Bad arguments end with one paragraph on stderr and exit code 2, not with a traceback."""
     try:
         yield
-    except (ValueError, TypeError, IndexError, OSError, MemoryError) as problem:
+    except (ValueError, TypeError, IndexError, OSError, MemoryError, RuntimeError) as problem:
+        if isinstance(problem, RuntimeError) and "out of memory" not in str(problem):
+            raise  # a bug, not an argument
         typer.echo(f"circuits: {problem}", err=True)
         raise typer.Exit(2) from None

@@ -161,7 +161,7 @@ def _from_pretrained(
 ) -> tuple[nn.Module, Any]:
     source = name if folder is None else str(folder)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise ValueError(
@@ -175,6 +175,7 @@ def _from_pretrained(
                 source,
                 dtype=dtype,
                 config=config,
+                trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with names
             )
@@ -192,7 +193,7 @@ def _from_pretrained(
             f"holds them in another shape: {', '.join(wrong[:4])}. Copy or download it again."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         tokenizer = None  # token ids work everywhere; text then says that there is no tokenizer
     return _converted(model.eval(), dtype, device), tokenizer

@@ -18,7 +18,8 @@ from replacement.edits import Removal, free_knock_outs, held_knock_outs, number_
 from replacement.held import Sublayer, held_sublayers
 from replacement.run import Run
 
-COLUMNS = ("kind", "layer", "sublayer", "pos", "index")
+ROW_BUDGET = 2**22
+"""Numbers of the residual stream that one batch of knock-outs may hold."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class KnockOuts:
 
     @property
     def deviation(self) -> float:
-        """The largest |predicted - held|, as a share of the largest effect (or of the target)."""
+        """The largest |predicted - held|, as a share of the largest effect."""
         predicted, held = self._column("predicted"), self._column("held")
-        scale = max(np.abs(predicted).max(initial=0.0), abs(self.value))
+        scale = np.abs(predicted).max(initial=0.0)
         return float(np.abs(predicted - held).max(initial=0.0) / scale) if scale else 0.0
 
     @property
@@ -62,7 +63,7 @@ class KnockOuts:
         )
 
 
-def knock_out_each(graph: Graph, run: Run, *, batch: int, progress: bool) -> KnockOuts:
+def knock_out_each(graph: Graph, run: Run, *, batch: int | None, progress: bool) -> KnockOuts:
     """Return the effect on the target of knocking out each node, predicted and measured.
 
     *predicted*: minus the node's attribution. *held*: a forward pass that shares no code with the
@@ -72,18 +73,21 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int, progress: bool) -> Kno
     held; reported, not expected to agree.
 
     Nodes: all interior nodes, tokens and positions of the circuit, and errors as strong as its
-    cutoff. The predictions are the table's own attributions; after `prune`, where nodes that are
-    gone no longer react, those of a new sweep through the nodes that are left.
+    cutoff. The predictions are minus the table's own attributions; after `prune`, where nodes that
+    are gone no longer react, minus those of a new sweep through the nodes that are left (with all
+    edges among them: the run cannot cut an edge and keep both its ends).
     """
     target = run.target(graph.meta["target"]["terms"])
     sublayers = held_sublayers(run)
-    nodes = _tested(graph)
-    removals = [Removal(*row) for row in nodes[list(COLUMNS)].itertuples(index=False)]
+    nodes = tested_nodes(graph)
+    removals = removals_of(nodes)
+    batch = batch or max(1, min(64, ROW_BUDGET // run.token_writes.numel()))
     with torch.no_grad():
         keep = _masks(removals, sublayers)
         predicted = -np.asarray(nodes["attribution"])
         if "pruned" in graph.meta:
-            predicted = _predicted(sweep(target, sublayers, only=keep), sublayers, removals)
+            again = sweep(target, sublayers, only=keep)
+            predicted = -np.asarray(attributions_of(again, sublayers, removals))
         held, free = [], []
         starts = range(0, len(removals), batch)
         for start in tqdm(starts, desc="knock-outs", delay=1.0, disable=not progress, leave=False):
@@ -104,16 +108,26 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int, progress: bool) -> Kno
     return KnockOuts(table, target.value)
 
 
-def _tested(graph: Graph) -> pd.DataFrame:
+def tested_nodes(graph: Graph) -> pd.DataFrame:
+    """Return the rows of the nodes that a test knocks out."""
     nodes = graph.nodes
     strong = nodes["attribution"].abs() >= max(graph.meta.get("cutoff", 0.0), 1e-12)
     connected = nodes["kind"].isin([*INTERIOR, "token", "position"])
     return nodes.loc[connected | (nodes["kind"].eq("error") & strong)]
 
 
+def removals_of(nodes: pd.DataFrame) -> list[Removal]:
+    """Return the rows of a node table as what knocks them out."""
+    return [Removal(*row) for row in nodes[list(Removal._fields)].itertuples(index=False)]
+
+
+def _places(sublayers: Sequence[Sublayer]) -> dict[tuple[int, str], int]:
+    return {(layer.layer, layer.name): number for number, layer in enumerate(sublayers)}
+
+
 def _masks(removals: Sequence[Removal], sublayers: Sequence[Sublayer]) -> list[Bool[Tensor, " _"]]:
     """Which nodes of the held run are in the circuit, found by their rows."""
-    places = {(layer.layer, layer.name): number for number, layer in enumerate(sublayers)}
+    places = _places(sublayers)
     chosen: list[list[int]] = [[] for _ in sublayers]
     for removal in removals:
         if removal.kind in INTERIOR:
@@ -127,12 +141,11 @@ def _masks(removals: Sequence[Removal], sublayers: Sequence[Sublayer]) -> list[B
     return masks
 
 
-def _predicted(
+def attributions_of(
     swept: Sweep, sublayers: Sequence[Sublayer], removals: Sequence[Removal]
 ) -> list[float]:
-    """Minus the attribution of every node."""
-    places = {(layer.layer, layer.name): number for number, layer in enumerate(sublayers)}
-    predicted = []
+    """Return the attributions of nodes in a sweep; ValueError for a node the run does not have."""
+    places, attributions = _places(sublayers), []
     for removal in removals:
         number = places.get((removal.layer, removal.sublayer), -1)
         if removal.kind == "error":
@@ -141,5 +154,5 @@ def _predicted(
             attribution = swept.attribution[number][number_of(sublayers[number], removal)]
         else:
             attribution = getattr(swept.leaves, removal.kind)[removal.pos]
-        predicted.append(-float(attribution))
-    return predicted
+        attributions.append(float(attribution))
+    return attributions

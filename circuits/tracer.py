@@ -75,8 +75,8 @@ def trace(
         gated = cutoff > 0 or gate == "signed"
         swept = sweep(target, sublayers, cutoff, rule=gate) if gated else ungated
         limit = node_limit(run, max_nodes)
-        if limit is not None and swept.n_kept() > limit:
-            swept = sweep(target, sublayers, only=strongest(ungated, limit))
+        if limit is not None and swept.n_kept(sublayers) > limit:
+            swept = sweep(target, sublayers, only=strongest(ungated, sublayers, limit))
         refuse_too_many(sublayers, swept.kept(), run)
         flow = flow_edges(target, sublayers, swept, _bar("flow edges", progress))
         meta = _meta(target, swept, threshold=threshold, gate=gate, limit=limit, cutoff=cutoff)

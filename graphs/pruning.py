@@ -35,7 +35,7 @@ def prune(graph: Graph, share: int | float = 0.8) -> Graph:
     both conservation laws still hold. Equal strengths are ranked by row. A larger share keeps
     everything a smaller one does (steps 1 and 2 take beginnings of fixed rankings, and step 3
     leaves the union of all parts that support themselves); 1 keeps everything that does not dangle.
-    ``meta["pruned"]`` is the share.
+    ``meta["pruned"]`` is the share, the product of shares where a pruned graph is pruned again.
 
     Raises ValueError for a share that is not above 0 and at most 1.
 
@@ -52,7 +52,7 @@ def prune(graph: Graph, share: int | float = 0.8) -> Graph:
             "|attribution| that the kept nodes hold together. For 80 % write share=0.8."
         )
     kept = _selection(graph, float(share))
-    meta = {**graph.meta, "pruned": float(share)}
+    meta = {**graph.meta, "pruned": float(share) * graph.meta.get("pruned", 1.0)}
     return Graph(_booked(graph, kept).loc[kept.nodes], graph.edges.loc[kept.edges], meta)
 
 

@@ -174,15 +174,14 @@ def free_knock_outs(target: Target, removals: Sequence[Removal]) -> Float[Tensor
     run = target.run
     if not removals:
         return run.logits.new_zeros(0)
-    values = torch.zeros(len(removals), dtype=run.logits.dtype, device=run.logits.device)
-
-    def measure(stage: int, stream: Float[Tensor, "batch pos d_model"]) -> None:
-        for term in target.terms:
-            if _stage(term) == stage:
-                values.add_(term.weight * _measured(run, term, stream[:, term.pos]))
-
-    tracer = run.model.tracer
-    tracer.run_edited(run.token_ids.to(run.logits.device), _subtractions(run, removals), measure)
+    streams = run.model.tracer.run_edited(
+        run.token_ids.to(run.logits.device),
+        _subtractions(run, removals),
+        {_stage(term) for term in target.terms},
+    )
+    values = run.logits.new_zeros(len(removals))
+    for term in target.terms:
+        values += term.weight * _measured(run, term, streams[_stage(term)][:, term.pos])
     return values
 
 

@@ -1,9 +1,9 @@
 """From text or token ids to one checked prompt, and from a word to the token it is."""
 
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
-from numbers import Integral
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Int
@@ -100,9 +100,7 @@ def _ids_of_list(prompt: Any) -> list[int]:
             f"a batch of {len(prompt)} prompts: one run records one prompt. "
             "Call model.run for each."
         )
-    wrong = [
-        entry for entry in prompt if isinstance(entry, bool) or not isinstance(entry, Integral)
-    ]
+    wrong = [entry for entry in prompt if whole_number(entry) is None]
     if wrong:
         raise TypeError(
             f"token ids are integers; got {wrong[:MAX_SHOWN]!r}. Text is given as one string."
@@ -139,16 +137,31 @@ def token_texts(ids: Int[Tensor, " pos"], tokenizer: Any) -> list[str]:
     return [tokenizer.decode([number]) for number in ids.tolist()]
 
 
-def single_token(token: str | int, tokenizer: Any, d_vocab: int) -> int:
+def whole_number(value: Any) -> int | None:
+    """Return a whole number of any library (NumPy, a tensor of one) as an int; None for others.
+
+    >>> whole_number(3), whole_number(3.0), whole_number(True)
+    (3, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def single_token(token: str | SupportsIndex, tokenizer: Any, d_vocab: int) -> int:
     """Return the id of a token given as text or id.
 
     " Mary" and "Mary" mean the same token where only one of them is a single token. Raises
     ValueError for text of several tokens, unknown text and ids outside the vocabulary.
     """
-    if isinstance(token, int) and not isinstance(token, bool):
-        if not 0 <= token < d_vocab:
-            raise ValueError(f"token id {token} is outside the vocabulary of {d_vocab} tokens.")
-        return token
+    number = whole_number(token)
+    if number is not None:
+        if not 0 <= number < d_vocab:
+            raise ValueError(f"token id {number} is outside the vocabulary of {d_vocab} tokens.")
+        return number
     if not isinstance(token, str):
         raise TypeError(f"a token is text or an integer id; got {type(token).__name__}: {token!r}.")
     if tokenizer is None:

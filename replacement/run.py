@@ -1,14 +1,14 @@
 """One recorded prompt: what was active, what was held, and what of it can be explained."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.layers import Active
-from replacement.prompts import single_token
+from replacement.prompts import single_token, whole_number
 from replacement.target import Seed, Target, Term
 from replacement.weights import ModelWeights
 
@@ -56,7 +56,7 @@ class Run:
     final_scale: Float[Tensor, " pos"]
 
     @torch.no_grad()
-    def logit(self, token: str | int, pos: int = -1) -> Target:
+    def logit(self, token: str | SupportsIndex, pos: SupportsIndex = -1) -> Target:
         """Return the raw logit of `token` at `pos` as a target, before any soft-cap.
 
         `.centered()` of it subtracts the mean over the vocabulary. Raises ValueError where `token`
@@ -89,33 +89,34 @@ class Run:
         )
 
     @torch.no_grad()
-    def feature(self, layer: int, pos: int, index: int) -> Target:
+    def feature(self, layer: SupportsIndex, pos: SupportsIndex, index: SupportsIndex) -> Target:
         """Return the pre-activation of a feature or neuron as a target, active or not.
 
         Raises IndexError for a layer, position or index that does not exist.
         """
         where, depth = self._position(pos), self._layer(layer)
         block = self.weights.layers[depth]
-        if not isinstance(index, int) or not 0 <= index < block.mlp.n_features:
+        number = whole_number(index)
+        if number is None or not 0 <= number < block.mlp.n_features:
             raise IndexError(
                 f"run.feature(index={index!r}): layer {depth} has {block.mlp.n_features} "
                 f"{block.mlp.kind}s, numbered from 0."
             )
         stage, norm, scale = 2 * depth + 1, block.mlp_norm, self.layers[depth].mlp_scale[where]
         y = norm.apply(self.residuals[stage][where][None], scale[None])[0]
-        read = block.mlp.read[index]
+        read = block.mlp.read[number]
         return Target(
             run=self,
-            label=f"L{depth}.{block.mlp.kind[0]}{index}@{where}",
-            value=float(block.mlp.pre_activation(y[None], index)),
-            bias=float(norm.constant(read) + block.mlp.read_bias[index]),
+            label=f"L{depth}.{block.mlp.kind[0]}{number}@{where}",
+            value=float(block.mlp.pre_activation(y[None], number)),
+            bias=float(norm.constant(read) + block.mlp.read_bias[number]),
             pos=where,
             seeds=(Seed(stage, where, norm.pull(read) / scale),),
-            terms=(Term("feature", 1.0, depth, where, index),),
+            terms=(Term("feature", 1.0, depth, where, number),),
         )
 
     @torch.no_grad()
-    def direction(self, vector: Any, layer: int, pos: int = -1) -> Target:
+    def direction(self, vector: Any, layer: SupportsIndex, pos: SupportsIndex = -1) -> Target:
         """Return `vector` · the residual stream entering `layer` at `pos` as a target.
 
         `vector`: `d_model` numbers. `layer = n_layers` is the stream entering the final norm.
@@ -169,24 +170,26 @@ class Run:
                 raise ValueError(f"{kind!r} is no kind of target; upgrade linear-circuits?")
         return single if weight == 1 else weight * single
 
-    def _position(self, pos: int) -> int:
+    def _position(self, pos: SupportsIndex) -> int:
         n_pos = len(self.tokens)
-        if not isinstance(pos, int):
+        number = whole_number(pos)
+        if number is None:
             raise TypeError(
                 f"a position is a whole number, 0 to {n_pos - 1}, or -1 for the last; got {pos!r}."
             )
-        if not -n_pos <= pos < n_pos:
+        if not -n_pos <= number < n_pos:
             raise IndexError(
                 f"position {pos} is outside the prompt of {n_pos} tokens: "
                 f"0 to {n_pos - 1}, or -1 for the last."
             )
-        return pos % n_pos
+        return number % n_pos
 
-    def _layer(self, layer: int, last: int | None = None) -> int:
+    def _layer(self, layer: SupportsIndex, last: int | None = None) -> int:
         end = self.weights.n_layers - 1 if last is None else last
-        if not isinstance(layer, int) or not 0 <= layer <= end:
+        number = whole_number(layer)
+        if number is None or not 0 <= number <= end:
             raise IndexError(f"layer {layer!r} does not exist here: 0 to {end}.")
-        return layer
+        return number
 
     def __repr__(self) -> str:
         active = sum(len(layer.active) for layer in self.layers)

@@ -1,6 +1,7 @@
 """What is to be explained: a number that reads the residual stream of one run linearly."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,6 +95,8 @@ class Target:
     def __mul__(self, factor: int | float) -> "Target":
         if not isinstance(factor, int | float) or isinstance(factor, bool):
             return NotImplemented
+        if not math.isfinite(factor):
+            raise ValueError(f"{factor} · {self.label}: a finite factor is needed.")
         inner = self.label if len(self.terms) == 1 else f"({self.label})"
         return Target(
             run=self.run,

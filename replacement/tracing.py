@@ -5,7 +5,7 @@ even after an exception, and no parameter is touched.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,37 +66,39 @@ class Tracer:
         self,
         token_ids: Int[Tensor, " pos"],
         additions: Mapping[tuple[int, str], Float[Tensor, "batch pos d_model"]],
-        read: Callable[[int, Float[Tensor, "batch pos d_model"]], None],
-    ) -> None:
+        stages: Set[int],
+    ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
         """Run a batch of copies of a prompt, adding vectors to the output of sublayers.
 
         `additions[layer, "attn" | "mlp"]` is added to that sublayer's output, `additions[-1, ""]`
-        to the embeddings, one row of the batch per edit; the model reacts freely. `read(stage, x)`
-        is called with the residual stream of every stage: 2·layer before attention, 2·layer + 1
-        before the MLP, 2·n_layers before the final norm.
+        to the embeddings, one row of the batch per edit; the model reacts freely. Returned is the
+        residual stream of the `stages` asked for: 2·layer before attention, 2·layer + 1 before the
+        MLP, 2·n_layers before the final norm.
         """
-        family, residuals = self.family, []
+        family, saved, blocks = self.family, {}, _at(self._wrapped, self.family.layers)
         batch = max(addition.shape[0] for addition in additions.values())
         copies = token_ids[None].expand(batch, -1)
-        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(copies):
-            for number, layer in enumerate(_at(self._wrapped, family.layers)):
+        one = {"logits_to_keep": 1}  # nobody reads the logits
+        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(copies, **one):
+            for number, layer in enumerate(blocks):
                 if number == 0 and (-1, "") in additions:
                     layer.input = layer.input + additions[-1, ""]
-                entering = layer.input.save()
+                entering = layer.input
                 attention = _at(layer, family.attention)
                 if (number, "attn") in additions:
                     changed = attention.output[0] + additions[number, "attn"]
                     attention.output = (changed, *attention.output[1:])
-                between = (entering + attention.output[0]).save()
+                between = entering + attention.output[0]
+                if 2 * number in stages:
+                    saved[2 * number] = entering.save()
+                if 2 * number + 1 in stages:
+                    saved[2 * number + 1] = between.save()
                 mlp = _at(layer, family.mlp)
                 if (number, "mlp") in additions:
                     mlp.output = mlp.output + additions[number, "mlp"]
-                residuals.append((entering, between))
-            last = _at(self._wrapped, family.final_norm).input.save()
-        for number, (entering, between) in enumerate(residuals):
-            read(2 * number, entering)
-            read(2 * number + 1, between)
-        read(2 * len(residuals), last)
+            if 2 * len(blocks) in stages:
+                saved[2 * len(blocks)] = _at(self._wrapped, family.final_norm).input.save()
+        return saved
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:

@@ -153,10 +153,7 @@ def test_thresholds_from_none_to_all(rule: str, threshold: float) -> None:
         assert_closed(target, swept)
         assert_conserved(target, sublayers, swept)
         if threshold == 1e6:
-            always = sum(
-                0 if layer.always is None else len(target.run.tokens) for layer in sublayers
-            )
-            assert swept.n_kept() <= always
+            assert swept.n_kept(sublayers) == 0
 
 
 def test_gate_rule_is_what_it_says() -> None:
@@ -270,8 +267,9 @@ class TestStrongest:
     @pytest.mark.parametrize("count", [0, 1, 7, 10_000])
     def test_takes_the_largest(self, count: int) -> None:
         """The chosen are at least as strong as the rest, never more than asked for."""
-        swept = self.ungated(random_run(CASES[0]))
-        chosen = torch.cat(strongest(swept, count))
+        run = random_run(CASES[0])
+        swept = self.ungated(run)
+        chosen = torch.cat(strongest(swept, held_sublayers(run), count))
         strength = torch.cat([part.abs() for part in swept.attribution])
         reachable = int((torch.cat(swept.keep) & (strength > 0)).sum())
         assert int(chosen.sum()) == min(count, reachable)
@@ -280,11 +278,22 @@ class TestStrongest:
 
     def test_breaks_ties_in_node_order(self) -> None:
         """Equal nodes: the first ones win, so two calls never differ."""
-        swept = self.ungated(random_run(CASES[0]))
+        run = random_run(CASES[0])
+        swept = self.ungated(run)
         level = [torch.ones_like(part) for part in swept.attribution]
         tied = Sweep(level, [torch.ones_like(keep) for keep in swept.keep], [], swept.leaves)
-        chosen = torch.cat(strongest(tied, 5))
+        chosen = torch.cat(strongest(tied, held_sublayers(run), 5))
         assert chosen.nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("count", [0, 3])
+    def test_skips_take_no_place(self, count: int) -> None:
+        """What is kept anyway is not chosen, so `count` is the number of other nodes."""
+        run = random_run(Case("two layers", "relu", skip=True))
+        sublayers = held_sublayers(run)
+        target = TARGETS["difference"](run)
+        chosen = strongest(sweep(target, sublayers), sublayers, count)
+        assert sweep(target, sublayers, only=chosen).n_kept(sublayers) == count
+        assert sum(int(part.sum()) for part in chosen) == count
 
 
 def test_cutoff_of_a_target_near_zero_is_not_zero() -> None:

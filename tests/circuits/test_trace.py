@@ -473,3 +473,14 @@ def test_the_logit_explained_is_the_one_hugging_face_computes() -> None:
     assert (2 * run.logit(3) - run.logit(1) / 4).value == pytest.approx(
         float(2 * logits[3] - logits[1] / 4)
     )
+
+
+def test_a_row_of_the_table_can_be_explained() -> None:
+    """NumPy's whole numbers are whole numbers: the natural second step after a trace."""
+    run = load(random_gpt2()).run(random_ids(SHAPES["two layers"]))
+    circuit = trace(run.logit(run.logits[-1].argmax()))
+    nodes = circuit.nodes
+    row = nodes[nodes["kind"] == "neuron"].iloc[0]
+    feature = run.feature(row["layer"], row["pos"], row["index"])
+    assert feature.value == run.feature(int(row["layer"]), int(row["pos"]), int(row["index"])).value
+    assert run.logit(nodes.iloc[0]["index"]).terms[0].index == int(nodes.iloc[0]["index"])

@@ -1,0 +1,69 @@
+"""From a saved circuit and a model to the run it was traced in, or an error: is it the same one?"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from attribution.sweep import sweep
+from circuits.testing import attributions_of, removals_of, tested_nodes
+from graphs.graph import Graph
+from replacement.held import held_sublayers
+from replacement.run import Run
+from replacement.target import Target
+
+TOLERANCE = 1e-3
+"""Share of the largest number by which another machine's rounding may differ."""
+
+
+def run_of_circuit(graph: Graph, model: Any) -> Run:
+    """Return the prompt of a circuit run anew by `model`.
+
+    Raises TypeError or ValueError unless the model, its layers and its weights give the target and
+    the node table's `ungated` attributions as they were saved.
+    """
+    meta = graph.meta
+    origin = (
+        f"This circuit is of {meta.get('model')!r} with layers {meta.get('layers')}. Attach the "
+        "model, layers and weights it was traced with."
+    )
+    if not hasattr(model, "run") or not hasattr(model, "read_as"):
+        raise TypeError(
+            f"circuit.attach takes what load(...) returns, got {type(model).__name__}: "
+            f"{model!r:.60}. {origin}"
+        )
+    if model.read_as != meta.get("layers"):
+        raise ValueError(f"the model given is read as {model.read_as}. {origin}")
+    try:
+        run = model.run(meta["token_ids"])
+        target = run.target(meta["target"]["terms"])
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as problem:
+        reason = f"{type(problem).__name__}: {problem}"
+        raise ValueError(f"the model given cannot run this circuit ({reason}). {origin}") from None
+    if abs(target.value - graph.value) > TOLERANCE * max(1.0, abs(graph.value)):
+        raise ValueError(
+            f"the target was saved as {meta['target']['label']} = {graph.value:.4f}, the model "
+            f"given computes {target.value:.4f}. {origin}"
+        )
+    off = _difference(graph, target)
+    if not off <= TOLERANCE:
+        raise ValueError(
+            "the replacement layers given are not those of this circuit: attributions differ by "
+            f"{off:.1%} of the largest. {origin}"
+        )
+    return run
+
+
+def _difference(graph: Graph, target: Target) -> float:
+    """How far `ungated` attributions are from the saved ones; infinite where a node is missing."""
+    sublayers = held_sublayers(target.run)
+    nodes = tested_nodes(graph)
+    with torch.no_grad():
+        ungated = sweep(target, sublayers)
+    try:
+        found = np.asarray(attributions_of(ungated, sublayers, removals_of(nodes)))
+    except (ValueError, KeyError):
+        return float("inf")
+    saved = np.asarray(nodes["ungated"])
+    largest = max(np.abs(saved).max(initial=0.0), abs(target.value))
+    return float(np.abs(found - saved).max(initial=0.0) / largest) if largest else 0.0
