@@ -1,5 +1,6 @@
 # Everything from nothing: `make demo` and `make test` make .venv, install, and run.
 PYTHON ?= python3
+PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
@@ -20,11 +21,12 @@ check: install
 
 install: $(INSTALLED)
 
-# torch first and pinned, or pip would fetch a build with gigabytes of CUDA.
+# torch first and alone, at the pinned version. Where the package index serves a build with CUDA
+# for it (gigabytes), PIP_FLAGS can name another: make demo PIP_FLAGS='...'
 $(INSTALLED): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[test]'
 	rm -f .venv/installed-*
 	touch $@
 

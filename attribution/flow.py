@@ -20,7 +20,7 @@ from replacement.run import Run
 from replacement.target import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flow:
     """Edges between kept nodes, and what else flows into each of them.
 

@@ -21,7 +21,7 @@ from replacement.target import Target
 GateRule = Literal["absolute", "signed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Leaves:
     """Where a swept target comes from in the end; all of it together is the target."""
 
@@ -44,7 +44,7 @@ class Leaves:
         return sum(float(part.abs().sum()) for part in parts) + abs(self.target_bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sweep:
     """The result of one sweep: attributions, who was kept, and the derivative at every stage."""
 

@@ -65,8 +65,8 @@ tokens = circuit.nodes.query("kind == 'token'")[["token", "attribution", "ungate
 tokens.sort_values("attribution", key=abs, ascending=False).head(6)
 
 # %% [markdown]
-# And which heads and features carried it? `attribution` is everything a node contributes along all
-# paths that are left.
+# And which heads and features carried it? `attribution` is everything a node contributes along the
+# paths through traced nodes.
 
 # %%
 inner = circuit.nodes.query("kind in ['head', 'feature']")
@@ -77,8 +77,8 @@ inner[["kind", "layer", "pos", "index", "token", "attribution"]].sort_values(
 # %% [markdown]
 # ## A smaller picture
 #
-# `prune` keeps the fewest nodes and edges that hold a share of the whole. What it removes stays in
-# the books (`pruned`), so the sum is still the target.
+# `prune` keeps the fewest nodes that hold a share of all |attribution|, and the strongest edges
+# between them. What it removes stays in the books (`pruned`), so the sum is still the target.
 
 # %%
 small = circuit.prune(0.6)

@@ -132,14 +132,15 @@ def _check_fit(mlps: Sequence[FeatureLayer], model: nn.Module, family: Family) -
             "needed, first layer first."
         )
     for number, layer in enumerate(mlps):
-        width = layer.read.shape[1]
-        if width != d_model:
+        reads, writes = layer.read.shape[1], layer.write.shape[1]
+        if (reads, writes) != (d_model, d_model):
             raise ValueError(
-                f"the replacement layer of MLP {number} reads vectors of {width}, the model's are "
-                f"{d_model}. Layers trained for another model?"
+                f"the replacement layer of MLP {number} reads vectors of {reads} and writes "
+                f"vectors of {writes}, the model's are {d_model}. Layers trained for another model?"
             )
-        if layer.read.dtype != dtype:
+        if (layer.read.dtype, layer.read.device) != (dtype, unembedding.weight.device):
             raise ValueError(
-                f"the replacement layer of MLP {number} is {layer.read.dtype}, the model {dtype}. "
-                "Load both in the same dtype."
+                f"the replacement layer of MLP {number} is {layer.read.dtype} on "
+                f"{layer.read.device}, the model {dtype} on {unembedding.weight.device}. Load both "
+                "in the same dtype on the same device."
             )

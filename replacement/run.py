@@ -13,7 +13,7 @@ from replacement.target import Seed, Target, Term
 from replacement.weights import ModelWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerRun:
     """What one layer's two sublayers did, split into nodes, constants and errors."""
 
@@ -32,7 +32,7 @@ class LayerRun:
     mlp_error: Float[Tensor, "pos d_model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A prompt run once through the original model and read through its replacement layers.
 

@@ -38,7 +38,7 @@ class Term:
         return data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """A logit, a feature, a direction, or a linear combination of such, of one run.
 

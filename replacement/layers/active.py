@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Active:
     """Active features of one sublayer, sorted by position, then by index."""
 

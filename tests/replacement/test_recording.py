@@ -293,7 +293,7 @@ def test_models_that_cannot_be_held_are_refused() -> None:
     table = [
         ([relu], "1 replacement layers for a model of 2 MLPs"),
         ([relu, random_transcoder("relu", 6)], "of MLP 1 reads vectors of 6"),
-        ([single, single], r"torch\.float32, the model torch\.float64"),
+        ([single, single], r"torch\.float32 on cpu, the model torch\.float64"),
     ]
     for mlps, message in table:
         with pytest.raises(ValueError, match=message):
