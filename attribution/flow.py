@@ -47,7 +47,20 @@ class _Stream(NamedTuple):
 
 
 class _Inflow(NamedTuple):
+    """What flows into the readers of one sublayer, or into the target."""
+
     edges: Float[Tensor, "reader writer"]
+    bias: Float[Tensor, " reader"]
+    error: Float[Tensor, " reader"]
+    pruned: Float[Tensor, " reader"]
+
+
+class _Block(NamedTuple):
+    """The same with edges as (source, target, amount), zeros left out."""
+
+    source: Int[Tensor, " edge"]
+    target: Int[Tensor, " edge"]
+    amount: Float[Tensor, " edge"]
     bias: Float[Tensor, " reader"]
     error: Float[Tensor, " reader"]
     pruned: Float[Tensor, " reader"]
@@ -61,22 +74,19 @@ def flow_edges(
 ) -> Flow:
     """Return the flow edges among the nodes a sweep kept, zero flows left out."""
     run = target.run
-    readers: list[Int[Tensor, " _"]] = []
-    inflows: list[_Inflow] = []
+    blocks: list[_Block] = []
     stream = _entering(run)
     count = 2 * len(run.tokens)
     target_inflow = _seeds_at(target, 0, stream)
     for layer, nodes in zip(progress(sublayers), swept.kept(), strict=True):
         reads = layer.reads(swept.gradients[layer.writes_at], nodes)
-        inflows.append(_inflow(reads, stream))
-        readers.append(count + torch.arange(len(nodes), device=nodes.device))
+        blocks.append(_sparse(_inflow(reads, stream), first=count))
         count += len(nodes)
         stream = _after(stream, layer, nodes)
         target_inflow = _add(target_inflow, _seeds_at(target, layer.writes_at, stream))
-    bias = target_inflow.bias + target.bias
-    inflows.append(target_inflow._replace(bias=bias))
-    readers.append(torch.tensor([count], device=bias.device))
-    return _assemble(inflows, readers, n_sources=2 * len(run.tokens))
+    biased = target_inflow._replace(bias=target_inflow.bias + target.bias)
+    blocks.append(_sparse(biased, first=count))
+    return _assemble(blocks, n_sources=2 * len(run.tokens))
 
 
 def _entering(run: Run) -> _Stream:
@@ -131,19 +141,19 @@ def _add(old: _Inflow, new: _Inflow) -> _Inflow:
     return _Inflow(edges, *(a + b for a, b in zip(old[1:], new[1:], strict=True)))
 
 
-def _assemble(inflows: list[_Inflow], readers: list[Int[Tensor, " _"]], *, n_sources: int) -> Flow:
-    sources, targets, amounts = [], [], []
-    for inflow, numbers in zip(inflows, readers, strict=True):
-        row, column = inflow.edges.nonzero(as_tuple=True)
-        sources.append(column)
-        targets.append(numbers[row])
-        amounts.append(inflow.edges[row, column])
-    none = inflows[0].bias.new_zeros(n_sources)
+def _sparse(inflow: _Inflow, *, first: int) -> _Block:
+    """The inflow of readers numbered from `first`; the dense table can go."""
+    row, source = inflow.edges.nonzero(as_tuple=True)
+    return _Block(source, first + row, inflow.edges[row, source], *inflow[1:])
+
+
+def _assemble(blocks: list[_Block], *, n_sources: int) -> Flow:
+    none = blocks[0].bias.new_zeros(n_sources)
     return Flow(
-        torch.cat(sources),
-        torch.cat(targets),
-        torch.cat(amounts),
-        in_bias=torch.cat([none, *(inflow.bias for inflow in inflows)]),
-        in_error=torch.cat([none, *(inflow.error for inflow in inflows)]),
-        in_pruned=torch.cat([none, *(inflow.pruned for inflow in inflows)]),
+        torch.cat([block.source for block in blocks]),
+        torch.cat([block.target for block in blocks]),
+        torch.cat([block.amount for block in blocks]),
+        in_bias=torch.cat([none, *(block.bias for block in blocks)]),
+        in_error=torch.cat([none, *(block.error for block in blocks)]),
+        in_pruned=torch.cat([none, *(block.pruned for block in blocks)]),
     )

@@ -9,7 +9,6 @@ the first run and trace go on, before anything else has warmed up.
 """
 
 import ctypes
-import json
 import os
 import platform
 import re
@@ -29,6 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from attribution.flow import flow_edges
 from attribution.sweep import cutoff_of, strongest, sweep
+from benchmarks.four_tasks.folder import write_json
 from circuits import Circuit, trace
 from replacement.held import held_sublayers
 from replacement.layers import TopK, Transcoder
@@ -293,7 +293,7 @@ def main(
     typer.echo("\n".join(lines_of(results)))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from replacement.model import ReplacementModel
     from replacement.target import Target
 
-TOLERANCE = 1e-4
-"""What identities hold to in float32 (docs/design.md, Precision)."""
-
 app = typer.Typer(
     name="circuits",
     no_args_is_help=True,
@@ -225,6 +222,8 @@ def _end(circuit: "Circuit", result: "KnockOuts | None") -> None:
 
 
 def _fail_above(checks: dict[str, float]) -> None:
+    from graphs.graph import TOLERANCE
+
     failed = [f"{name} {value:.1e}" for name, value in checks.items() if not value <= TOLERANCE]
     if failed:
         typer.echo(f"failed checks (tolerance {TOLERANCE:g}): {', '.join(failed)}", err=True)

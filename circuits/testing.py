@@ -33,9 +33,9 @@ class KnockOuts:
 
     @property
     def deviation(self) -> float:
-        """The largest |predicted - held|, as a share of the largest effect."""
+        """The largest |predicted - held|, as a share of the largest effect, of either."""
         predicted, held = self._column("predicted"), self._column("held")
-        scale = np.abs(predicted).max(initial=0.0)
+        scale = np.abs([predicted, held]).max(initial=0.0)
         return float(np.abs(predicted - held).max(initial=0.0) / scale) if scale else 0.0
 
     @property

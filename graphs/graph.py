@@ -11,6 +11,9 @@ import pandas as pd
 from graphs.nodes import INTERIOR, SOURCES
 from graphs.validating import checked_meta, checked_tables
 
+TOLERANCE = 1e-4
+"""What sums that must close are held to: float32 rounding (docs/design.md, Precision)."""
+
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Graph:

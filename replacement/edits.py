@@ -80,9 +80,13 @@ def _entering(run: Run, removals: Sequence[Removal]) -> Float[Tensor, "batch pos
     stream = (run.token_writes + run.position_writes).repeat(len(removals), 1, 1)
     for row, removal in enumerate(removals):
         if removal.kind in SOURCES:
-            lost = run.token_writes if removal.kind == "token" else run.position_writes
-            stream[row, removal.pos] -= lost[removal.pos]
+            stream[row, removal.pos] -= _source_vector(run, removal)
     return stream
+
+
+def _source_vector(run: Run, removal: Removal) -> Float[Tensor, " d_model"]:
+    writes = run.token_writes if removal.kind == "token" else run.position_writes
+    return writes[removal.pos]
 
 
 def _knocked(layer: Sublayer, removals: Sequence[Removal]) -> _Knocked:
@@ -195,8 +199,7 @@ def _subtractions(
         place = (removal.layer, removal.sublayer)
         if removal.kind in SOURCES:
             place = (-1, "")
-            written = run.token_writes if removal.kind == "token" else run.position_writes
-            vector = written[removal.pos]
+            vector = _source_vector(run, removal)
         elif removal.kind == "error":
             vector = sublayers[place].error[removal.pos]
         else:

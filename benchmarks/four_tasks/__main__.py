@@ -17,6 +17,7 @@ from benchmarks.four_tasks.folder import (
 from benchmarks.four_tasks.measuring import measure_folder
 from benchmarks.four_tasks.model import ModelSettings, train_model
 from benchmarks.four_tasks.transcoders import SETTINGS, training_batches
+from graphs.files.atomic import write_whole
 from replacement.training import train_transcoders
 
 app = typer.Typer(help="Train, measure and describe the bundled model.", no_args_is_help=True)
@@ -62,7 +63,7 @@ def write_card(out: Out) -> None:
     """Write the model card OUT/README.md from OUT/figures.json."""
     figures = json.loads((out / "figures.json").read_text())
     d_vocab = json.loads((out / "config.json").read_text())["vocab_size"]
-    (out / "README.md").write_text(card(figures, d_vocab))
+    write_whole(out / "README.md", card(figures, d_vocab).encode())
     typer.echo(f"wrote {out / 'README.md'}")
 
 

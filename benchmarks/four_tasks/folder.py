@@ -16,6 +16,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from benchmarks.tasks.vocabulary import make_tokenizer
+from graphs.files.atomic import write_whole
 from replacement.checkpoints import load_transcoders, save_transcoders
 from replacement.layers import Transcoder
 
@@ -109,7 +110,8 @@ def load_layers(folder: Path) -> list[Transcoder]:
 
 def write_json(path: Path, data: object) -> None:
     """Write data as indented JSON with a final newline."""
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode())
 
 
 def weight_files(folder: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from graphs.graph import Graph
+from graphs.graph import TOLERANCE, Graph
 from graphs.names import clip, columns, readable, target_label
 from graphs.nodes import INTERIOR
 from graphs.paths import strongest_paths
@@ -11,7 +11,6 @@ from graphs.view.prompt import explained_position, marked_prompt
 _NARROWEST = 40
 _PROMPT_LINES = 3
 _CHECKS = 4
-_TOLERANCE = 1e-4  # docs/design.md, "Precision": what the identities hold to in float32
 
 
 def summary(graph: Graph, width: int = 80) -> str:
@@ -63,7 +62,7 @@ def _parts(graph: Graph) -> Iterator[str]:
     off = abs(total - graph.value) / max(float(parts.abs().sum()), abs(graph.value), 1e-300)
     verdict = (
         "they add up to the target"
-        if off < _TOLERANCE
+        if off < TOLERANCE
         else f"off the target by {total - graph.value:.2g}"
     )
     yield f"  {'sum':<10}{total:>12.4f}{_share(total, graph.value)}   {verdict}"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.tasks import TASKS, Example, is_held_out
 from benchmarks.tasks.bracket import MAX_DEPTH
+from benchmarks.tasks.example import Split
 from benchmarks.tasks.induction import random_words, sentences
 from benchmarks.tasks.ioi import TEMPLATES, Sentence, write
 from benchmarks.tasks.vocabulary import IOI_NAMES, OTHER_NAMES, WORD_POOL, make_tokenizer, spell
@@ -17,9 +18,9 @@ OPENER = {")": "(", "]": "[", "}": "{"}
 LONGEST = 96
 
 
-def drawn(task: str, seed: int, split: str = "train", count: int = 5) -> list[Example]:
+def drawn(task: str, seed: int, split: Split = "train", count: int = 5) -> list[Example]:
     rng = random.Random(seed)
-    return [TASKS[task](rng, split) for _ in range(count)]  # type: ignore[arg-type]
+    return [TASKS[task](rng, split) for _ in range(count)]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -33,8 +34,8 @@ def test_no_held_out_example_is_ever_part_of_training(task: str, seed: int) -> N
 @pytest.mark.parametrize("task", TASKS)
 def test_a_tenth_is_held_out(task: str) -> None:
     rng = random.Random(3)
-    splits = [rng.choice(("train", "held_out")) for _ in range(600)]
-    examples = [TASKS[task](rng, split) for split in splits]  # type: ignore[arg-type]
+    splits: list[Split] = [rng.choice(("train", "held_out")) for _ in range(600)]
+    examples = [TASKS[task](rng, split) for split in splits]
     found = ["held_out" if is_held_out(example.key) else "train" for example in examples]
     assert found == splits
     share = sum(is_held_out((task, str(number))) for number in range(5000)) / 5000

@@ -273,3 +273,9 @@ def test_where_nothing_varies_there_is_no_correlation() -> None:
     logit = random_run(CASES[0]).logit(3)
     result = trace(logit - logit, progress=False).test(progress=False)
     assert result.deviation == 0 and np.isnan(result.correlation)
+
+
+def test_effects_predicted_as_zero_and_measured_otherwise_are_a_deviation() -> None:
+    """The scale is the larger of both columns, so that no prediction at all is no agreement."""
+    table = pd.DataFrame({"name": ["a"], "predicted": [0.0], "held": [2.0], "free": [0.0]})
+    assert circuits.testing.KnockOuts(table, 1.0).deviation == 1.0
