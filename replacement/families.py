@@ -11,13 +11,14 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement.layers import Neurons, neuron_activation
+from replacement.layers import Neurons, QueryKey, neuron_activation
 
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """Value and output weights of one attention layer's heads, heads side by side."""
+    """The weights of one attention layer's heads; value and output weights heads side by side."""
 
+    query_key: QueryKey
     value: Float[Tensor, "d_model head_times_d_head"]
     value_bias: Float[Tensor, " head_times_d_head"] | None
     output: Float[Tensor, "head_times_d_head d_model"]
@@ -62,14 +63,29 @@ class Family:
 def _gpt2_heads(attention: Any) -> HeadWeights:
     """GPT-2 keeps query, key and value in one Conv1D, stored [input, output]."""
     packed, output = attention.c_attn, attention.c_proj
-    d_model = output.weight.shape[1]
+    n_heads = attention.num_heads
+    query, key, value = packed.weight.detach().chunk(3, dim=1)
+    query_bias, key_bias, value_bias = packed.bias.detach().chunk(3)
     return HeadWeights(
-        value=packed.weight.detach()[:, 2 * d_model :],
-        value_bias=packed.bias.detach()[2 * d_model :],
+        query_key=QueryKey(
+            query=query.unflatten(1, (n_heads, -1)).movedim(1, 0),
+            key=key.unflatten(1, (n_heads, -1)).movedim(1, 0),
+            query_bias=query_bias.unflatten(0, (n_heads, -1)),
+            key_bias=key_bias.unflatten(0, (n_heads, -1)),
+            scale=_gpt2_scale(attention),
+        ),
+        value=value,
+        value_bias=value_bias,
         output=output.weight.detach(),
         output_bias=output.bias.detach(),
-        n_heads=attention.num_heads,
+        n_heads=n_heads,
     )
+
+
+def _gpt2_scale(attention: Any) -> float:
+    """GPT-2's two switches: no 1/√d_head, and a further division by the number of the layer."""
+    scale = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
+    return scale / (attention.layer_idx + 1) if attention.scale_attn_by_inverse_layer_idx else scale
 
 
 def _gpt2_neurons(mlp: Any, activation: str) -> Neurons:

@@ -1,4 +1,4 @@
-"""Replacement layers: what an MLP is read as."""
+"""Replacement layers: what an MLP or an attention layer is read as."""
 
 from replacement.layers.activation import (
     Activation,
@@ -12,20 +12,32 @@ from replacement.layers.activation import (
 )
 from replacement.layers.active import Active
 from replacement.layers.base import FeatureLayer
+from replacement.layers.lorsa import Lorsa
 from replacement.layers.neurons import Neurons
+from replacement.layers.query_key import HeadNorm, HeldSide, QueryKey
+from replacement.layers.rotary import Llama3Scaling, Rotary, rotary
+from replacement.layers.sae import AttentionSAE
 from replacement.layers.transcoder import Transcoder
 
 __all__ = [
     "Activation",
     "Active",
+    "AttentionSAE",
     "BatchTopK",
     "FeatureLayer",
+    "HeadNorm",
+    "HeldSide",
     "JumpReLU",
+    "Llama3Scaling",
+    "Lorsa",
     "Neurons",
+    "QueryKey",
     "ReLU",
+    "Rotary",
     "Smooth",
     "TopK",
     "Transcoder",
     "activation_from_settings",
     "neuron_activation",
+    "rotary",
 ]

@@ -19,5 +19,6 @@ class Neurons(FeatureLayer):
     write_bias: Float[Tensor, " d_model"]
     activation: Activation
     skip = None
+    gate_scale = None
     kind = "neuron"
     exact = True

@@ -28,5 +28,6 @@ class Transcoder(FeatureLayer):
     write_bias: Float[Tensor, " d_model"]
     activation: Activation
     skip: Float[Tensor, "d_model d_model"] | None = None
+    gate_scale: Float[Tensor, " feature"] | None = None
     kind = "feature"
     exact = False
