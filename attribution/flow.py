@@ -114,12 +114,23 @@ def _after(stream: _Stream, layer: Sublayer, nodes: Int[Tensor, " kept"]) -> _St
 
 
 def _inflow(reads: Reads, stream: _Stream) -> _Inflow:
-    edges = (reads.vector @ stream.vectors.T) * reads.factor[:, stream.pos]
+    edges = _products(reads, stream.vectors, stream.pos)
+    every = torch.arange(len(stream.bias), device=stream.pos.device)
     bias, error, pruned = (
-        ((reads.vector @ part.T) * reads.factor).sum(-1)
-        for part in (stream.bias, stream.error, stream.pruned)
+        _products(reads, part, every).sum(-1) for part in (stream.bias, stream.error, stream.pruned)
     )
     return _Inflow(edges, bias + reads.constant, error, pruned)
+
+
+def _products(
+    reads: Reads, vectors: Float[Tensor, "writer d_model"], pos: Int[Tensor, " writer"]
+) -> Float[Tensor, "reader writer"]:
+    """What readers get from each vector at its position, summed over the parts they read by."""
+    vector, factor = reads.vector.unbind(1), reads.factor.unbind(1)
+    total = (vector[0] @ vectors.T).mul_(factor[0][:, pos])
+    for part, weight in zip(vector[1:], factor[1:], strict=True):
+        total += (part @ vectors.T).mul_(weight[:, pos])
+    return total
 
 
 def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
@@ -128,9 +139,9 @@ def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
     zero = stream.bias.new_zeros
     if not seeds:
         return _Inflow(zero(1, len(stream.pos)), zero(1), zero(1), zero(1))
-    factor = zero(len(seeds), len(stream.bias))
-    factor[range(len(seeds)), [seed.pos for seed in seeds]] = 1
-    reads = Reads(torch.stack([seed.vector for seed in seeds]), factor, zero(len(seeds)))
+    factor = zero(len(seeds), 1, len(stream.bias))
+    factor[range(len(seeds)), 0, [seed.pos for seed in seeds]] = 1
+    reads = Reads(torch.stack([seed.vector for seed in seeds])[:, None], factor, zero(len(seeds)))
     return _Inflow(*(part.sum(0, keepdim=True) for part in _inflow(reads, stream)))
 
 

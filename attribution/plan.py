@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from replacement.held import Sublayer, held_sublayers
+from replacement.held import Sublayer
 from replacement.run import Run
 from replacement.target import Target
 
@@ -68,7 +68,7 @@ def plan(target: Target, max_nodes: int | None = None) -> Plan:
     {'forward': 1, 'sweep': 2, 'flow': 1}
     """
     check_request(target, max_nodes)
-    run, sublayers = target.run, held_sublayers(target.run)
+    run, sublayers = target.run, target.run.sublayers
     nodes: dict[str, int] = {}
     for layer in sublayers:
         skips = 0 if layer.always is None else int(layer.always.sum())
@@ -100,8 +100,8 @@ def check_request(target: Any, max_nodes: Any) -> None:
     if not isinstance(target, Target):
         raise TypeError(
             f"a target is what can be explained, got {type(target).__name__}: {target!r:.60}. Make "
-            'one from run = model.run(prompt): run.logit(" Mary"), run.feature(...) or '
-            "run.direction(...)."
+            'one from run = model.run(prompt): run.logit(" Mary"), run.feature(...), '
+            "run.attention_score(...) or run.direction(...)."
         )
     is_number = isinstance(max_nodes, int) and not isinstance(max_nodes, bool)
     if max_nodes is not None and (not is_number or max_nodes < 1):
@@ -110,7 +110,7 @@ def check_request(target: Any, max_nodes: Any) -> None:
 
 def node_limit(run: Run, max_nodes: int | None) -> int | None:
     """Return how many nodes may be kept: what was asked, or a bound for neurons, all active."""
-    if max_nodes is None and any(layer.active.dense for layer in run.layers):
+    if max_nodes is None and any(layer.dense for layer in run.sublayers):
         return DENSE_MAX_NODES
     return max_nodes
 
@@ -152,7 +152,7 @@ def _bytes(run: Run, kept: int, edges: int) -> int:
     rows = kept + 2 * stream.shape[0]
     gradients = len(run.residuals) * stream.numel()
     vectors = 2 * rows * stream.shape[1]
-    widest = max(len(layer.active) for layer in run.layers) + run.layers[0].mixed[..., 0].numel()
+    widest = max(layer.n_nodes for layer in run.sublayers)
     product = 3 * min(kept, widest) * rows
     return (gradients + vectors + product) * stream.element_size() + edges * EDGE_BYTES
 

@@ -30,7 +30,6 @@ from attribution.flow import flow_edges
 from attribution.sweep import cutoff_of, strongest, sweep
 from benchmarks.four_tasks.folder import write_json
 from circuits import Circuit, trace
-from replacement.held import held_sublayers
 from replacement.layers import TopK, Transcoder
 from replacement.model import ReplacementModel
 from replacement.target import Target
@@ -124,7 +123,7 @@ def _run_and_trace(model: ReplacementModel, ids: Tensor) -> Circuit:
 def parts_and_sizes(model: ReplacementModel, ids: Tensor) -> tuple[dict[str, Part], dict[str, int]]:
     """Return what is timed, by name, every input made beforehand, and how large the case is."""
     target = explained(model, ids)
-    sublayers = held_sublayers(target.run)
+    sublayers = target.run.sublayers
     ungated = sweep(target, sublayers)
     cutoff = cutoff_of(target, ungated, THRESHOLD)
     chosen = strongest(ungated, sublayers, MAX_NODES)

@@ -8,7 +8,6 @@ import torch
 from attribution.sweep import sweep
 from circuits.testing import attributions_of, removals_of, tested_nodes
 from graphs.graph import Graph
-from replacement.held import held_sublayers
 from replacement.run import Run
 from replacement.target import Target
 
@@ -35,7 +34,7 @@ def run_of_circuit(graph: Graph, model: Any) -> Run:
     if model.read_as != meta.get("layers"):
         raise ValueError(f"the model given is read as {model.read_as}. {origin}")
     try:
-        run = model.run(meta["token_ids"])
+        run = model.run(meta["token_ids"], errors=meta.get("errors", True))
         target = run.target(meta["target"]["terms"])
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as problem:
         reason = f"{type(problem).__name__}: {problem}"
@@ -56,7 +55,7 @@ def run_of_circuit(graph: Graph, model: Any) -> Run:
 
 def _difference(graph: Graph, target: Target) -> float:
     """How far `ungated` attributions are from the saved ones; infinite where a node is missing."""
-    sublayers = held_sublayers(target.run)
+    sublayers = target.run.sublayers
     nodes = tested_nodes(graph)
     with torch.no_grad():
         ungated = sweep(target, sublayers)

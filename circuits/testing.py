@@ -15,7 +15,7 @@ from graphs.graph import Graph
 from graphs.names import node_names
 from graphs.nodes import INTERIOR
 from replacement.edits import Removal, free_knock_outs, held_knock_outs, number_of
-from replacement.held import Sublayer, held_sublayers
+from replacement.held import Sublayer
 from replacement.run import Run
 
 ROW_BUDGET = 2**22
@@ -78,7 +78,7 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int | None, progress: bool)
     edges among them: the run cannot cut an edge and keep both its ends).
     """
     target = run.target(graph.meta["target"]["terms"])
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     nodes = tested_nodes(graph)
     removals = removals_of(nodes)
     batch = batch or max(1, min(64, ROW_BUDGET // run.token_writes.numel()))

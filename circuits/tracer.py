@@ -13,7 +13,7 @@ from attribution.flow import flow_edges
 from attribution.plan import check_request, node_limit, refuse_too_many
 from attribution.sweep import GateRule, Sweep, cutoff_of, strongest, sweep
 from circuits.circuit import Circuit
-from replacement.held import Sublayer, held_sublayers
+from replacement.held import Sublayer
 from replacement.target import Target
 
 
@@ -69,7 +69,7 @@ def trace(
     _check_rule(threshold, gate)
     run = target.run
     with torch.no_grad():
-        sublayers = held_sublayers(run)
+        sublayers = run.sublayers
         ungated = sweep(target, sublayers)
         cutoff = cutoff_of(target, ungated, threshold)
         gated = cutoff > 0 or gate == "signed"
@@ -116,6 +116,7 @@ def _meta(
     return {
         "model": model.name,
         "layers": model.read_as,
+        "errors": run.errors,
         "prompt": run.prompt,
         "token_ids": run.token_ids.tolist(),
         "tokens": run.tokens,

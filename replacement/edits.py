@@ -1,22 +1,24 @@
 """Zero-ablation of nodes: a batch of knock-outs, with everything held or with the model free.
 
-`held_knock_outs` is a forward pass through the held run, written without any code of the backward
-sweep, so that the two check each other. `free_knock_outs` takes the same vectors out of the real
-model and lets patterns, norms, gates and later layers react.
+`held_knock_outs` is a forward pass through the held run (held_forward.py), written without any code
+of the backward sweep, so that the two check each other. `free_knock_outs` takes the same vectors
+out of the real model and lets patterns, norms, gates and later layers react.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import einops
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from replacement.held import Sublayer, held_sublayers
+from replacement.held import Sublayer
+from replacement.held_forward import Knocked, held_forward
+from replacement.layers import Lorsa
 from replacement.run import Run
+from replacement.scores import score_values
 from replacement.target import Target, Term
+from replacement.weights import LayerWeights
 
 SOURCES = ("token", "position")
 
@@ -31,16 +33,6 @@ class Removal(NamedTuple):
     index: int
 
 
-@dataclass(frozen=True)
-class _Knocked:
-    """The knock-outs that concern one sublayer: which row of the batch loses which node."""
-
-    batch: Int[Tensor, " removed"]
-    node: Int[Tensor, " removed"]
-    error_batch: Int[Tensor, " lost"]
-    error_pos: Int[Tensor, " lost"]
-
-
 def held_knock_outs(
     target: Target, keep: Sequence[Bool[Tensor, " _"]], removals: Sequence[Removal]
 ) -> Float[Tensor, " batch"]:
@@ -53,15 +45,13 @@ def held_knock_outs(
     run = target.run
     if not removals:
         return run.logits.new_zeros(0)
-    sublayers = held_sublayers(run)
     stream = _entering(run, removals)
     values = torch.full_like(stream[:, 0, 0], target.bias) + _read(target, 0, stream)
-    for layer, kept in zip(sublayers, keep, strict=True):
-        knocked = _knocked(layer, removals)
-        forward = _attention_forward if layer.name == "attn" else _mlp_forward
+    for layer, kept in zip(run.sublayers, keep, strict=True):
+        knocked, error_batch, error_pos = _knocked(layer, removals)
         error = layer.error.repeat(len(removals), 1, 1)
-        error[knocked.error_batch, knocked.error_pos] = 0
-        stream = stream + forward(run, layer, stream, kept, knocked) + error
+        error[error_batch, error_pos] = 0
+        stream = stream + held_forward(run, layer, stream, kept, knocked) + error
         values = values + _read(target, layer.writes_at, stream)
     return values
 
@@ -89,7 +79,10 @@ def _source_vector(run: Run, removal: Removal) -> Float[Tensor, " d_model"]:
     return writes[removal.pos]
 
 
-def _knocked(layer: Sublayer, removals: Sequence[Removal]) -> _Knocked:
+def _knocked(
+    layer: Sublayer, removals: Sequence[Removal]
+) -> tuple[Knocked, Int[Tensor, " lost"], Int[Tensor, " lost"]]:
+    """Which row of the batch loses which node of a sublayer; and the error of which position."""
     nodes, errors = [], []
     for row, removal in enumerate(removals):
         if (removal.layer, removal.sublayer) != (layer.layer, layer.name):
@@ -101,7 +94,7 @@ def _knocked(layer: Sublayer, removals: Sequence[Removal]) -> _Knocked:
     device = layer.error.device
     pairs = torch.tensor(nodes, dtype=torch.long, device=device).reshape(-1, 2).T
     places = torch.tensor(errors, dtype=torch.long, device=device).reshape(-1, 2).T
-    return _Knocked(pairs[0], pairs[1], places[0], places[1])
+    return Knocked(pairs[0], pairs[1].contiguous()), places[0], places[1]
 
 
 def number_of(layer: Sublayer, removal: Removal) -> int:
@@ -113,60 +106,6 @@ def number_of(layer: Sublayer, removal: Removal) -> int:
             f"{removal.pos} of this run, so it cannot be knocked out. Another model or prompt?"
         )
     return number
-
-
-def _attention_forward(
-    run: Run,
-    layer: Sublayer,
-    stream: Float[Tensor, "batch pos d_model"],
-    kept: Bool[Tensor, " node"],
-    knocked: _Knocked,
-) -> Float[Tensor, "batch pos d_model"]:
-    recorded, block = run.layers[layer.layer], run.weights.layers[layer.layer]
-    heads = block.heads
-    values = block.attention_norm.apply(stream, recorded.attention_scale) @ heads.value
-    if heads.value_bias is not None:
-        values = values + heads.value_bias
-    live = einops.einsum(
-        recorded.pattern,
-        einops.rearrange(
-            values, "batch key (head d_head) -> batch key head d_head", head=heads.n_heads
-        ),
-        "head query key, batch key head d_head -> batch query head d_head",
-    )
-    mixed = torch.where(kept.view(*recorded.mixed.shape[:2], 1), live, recorded.mixed)
-    mixed[knocked.batch, knocked.node // heads.n_heads, knocked.node % heads.n_heads] = 0
-    output = einops.rearrange(mixed, "batch pos head d_head -> batch pos (head d_head)")
-    written = output @ heads.output
-    return written if heads.output_bias is None else written + heads.output_bias
-
-
-def _mlp_forward(
-    run: Run,
-    layer: Sublayer,
-    stream: Float[Tensor, "batch pos d_model"],
-    kept: Bool[Tensor, " node"],
-    knocked: _Knocked,
-) -> Float[Tensor, "batch pos d_model"]:
-    recorded, block = run.layers[layer.layer], run.weights.layers[layer.layer]
-    active, features = recorded.active, block.mlp
-    y = block.mlp_norm.apply(stream, recorded.mlp_scale)
-    is_feature = knocked.node < len(active)
-    features_out = knocked.node[is_feature]
-    touched = kept[: len(active)].clone()
-    touched[features_out] = True
-    written = active.combine(features.write, active.activation * ~touched).repeat(len(y), 1, 1)
-    moving = touched.nonzero(as_tuple=True)[0]
-    pos, index = active.pos[moving], active.index[moving]
-    pre = (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
-    live = torch.where(kept[moving], active.gate[moving] * pre, active.activation[moving])
-    live[knocked.batch[is_feature], torch.searchsorted(moving, features_out)] = 0
-    written.index_add_(1, pos, live[..., None] * features.write[index])
-    if features.skip is not None:
-        around = y @ features.skip.T
-        around[knocked.batch[~is_feature], knocked.node[~is_feature] - len(active)] = 0
-        written = written + around
-    return written + features.write_bias
 
 
 def free_knock_outs(target: Target, removals: Sequence[Removal]) -> Float[Tensor, " batch"]:
@@ -182,10 +121,11 @@ def free_knock_outs(target: Target, removals: Sequence[Removal]) -> Float[Tensor
         run.token_ids.to(run.logits.device),
         _subtractions(run, removals),
         {_stage(term) for term in target.terms},
+        {} if run.errors else run.model.substitutes,
     )
     values = run.logits.new_zeros(len(removals))
     for term in target.terms:
-        values += term.weight * _measured(run, term, streams[_stage(term)][:, term.pos])
+        values += term.weight * _measured(run, term, streams[_stage(term)])
     return values
 
 
@@ -193,7 +133,7 @@ def _subtractions(
     run: Run, removals: Sequence[Removal]
 ) -> dict[tuple[int, str], Float[Tensor, "batch pos d_model"]]:
     additions: dict[tuple[int, str], Tensor] = {}
-    sublayers = {(layer.layer, layer.name): layer for layer in held_sublayers(run)}
+    sublayers = {(layer.layer, layer.name): layer for layer in run.sublayers}
     shape = (len(removals), *run.token_writes.shape)
     for row, removal in enumerate(removals):
         place = (removal.layer, removal.sublayer)
@@ -213,22 +153,57 @@ def _subtractions(
 
 def _stage(term: Term) -> int:
     """The stage whose residual stream a term is measured on, with the real norm on top."""
-    return 2 * term.layer + (term.kind == "feature")
+    return 2 * term.layer + (term.kind == "feature" and term.sublayer != "attn")
 
 
 def _measured(
-    run: Run, term: Term, stream: Float[Tensor, "batch d_model"]
+    run: Run, term: Term, stream: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, " batch"]:
-    weights = run.weights
+    weights, here = run.weights, stream[:, term.pos]
     if term.vector is not None:
-        return stream @ term.vector
-    norm = weights.final_norm if "logit" in term.kind else weights.layers[term.layer].mlp_norm
-    y = norm.apply(stream, norm.scale(stream))
+        return here @ term.vector
+    if term.kind == "attention_score":
+        return _measured_score(run, term, stream)
     if term.kind == "feature":
-        return weights.layers[term.layer].mlp.pre_activation(y, term.index)
+        return _measured_feature(weights.layers[term.layer], term, stream)
+    y = weights.final_norm.apply(here, weights.final_norm.scale(here))
     row, bias = weights.unembedding[term.index], weights.unembedding_bias
     constant = 0.0 if bias is None else bias[term.index]
     if term.kind == "centered_logit":
         row = row - weights.mean_unembedding
         constant = constant - (0.0 if bias is None else bias.mean())
     return y @ row + constant
+
+
+def _measured_feature(
+    block: LayerWeights, term: Term, stream: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, " batch"]:
+    if term.sublayer != "attn":
+        here = stream[:, term.pos]
+        y = block.mlp_norm.apply(here, block.mlp_norm.scale(here))
+        return block.mlp.pre_activation(y, term.index)
+    y = block.attention_norm.apply(stream, block.attention_norm.scale(stream))
+    if isinstance(block.attention, Lorsa):
+        return block.attention.mixed(y)[:, term.pos, term.index]
+    assert block.attention is not None
+    written = torch.stack(
+        [block.heads.write(block.heads.mix(block.heads.query_key.pattern(one), one)) for one in y]
+    )
+    return block.attention.pre_activation(written[:, term.pos], term.index)
+
+
+def _measured_score(
+    run: Run, term: Term, stream: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, " batch"]:
+    """The score of the changed run; from one side, with the other as it was recorded."""
+    recorded = run.residuals[2 * term.layer]
+    sides = {
+        "query": stream[:, term.pos],
+        "key": stream[:, term.key],
+    }
+    for name, pos in (("query", term.pos), ("key", term.key)):
+        if term.side not in (name, "both"):
+            sides[name] = recorded[pos].expand_as(sides[name])
+    return score_values(
+        run, term.layer, term.index, sides["query"], sides["key"], (term.pos, term.key)
+    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import einops
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,6 +25,28 @@ class HeadWeights:
     output: Float[Tensor, "head_times_d_head d_model"]
     output_bias: Float[Tensor, " d_model"] | None
     n_heads: int
+
+    def mix(
+        self,
+        pattern: Float[Tensor, "head query key"],
+        y: Float[Tensor, "*batch key d_model"],
+    ) -> Float[Tensor, "*batch query head d_head"]:
+        """Return every head's pattern-weighted values, from normed inputs."""
+        values = y @ self.value
+        if self.value_bias is not None:
+            values = values + self.value_bias
+        return einops.einsum(
+            pattern,
+            values.unflatten(-1, (self.n_heads, -1)),
+            "head query key, ... key head d_head -> ... query head d_head",
+        )
+
+    def write(
+        self, mixed: Float[Tensor, "*batch pos head d_head"]
+    ) -> Float[Tensor, "*batch pos d_model"]:
+        """Return what the heads write together, output bias included."""
+        written = mixed.flatten(-2) @ self.output
+        return written if self.output_bias is None else written + self.output_bias
 
     @property
     def value_of_head(self) -> Float[Tensor, "head d_model d_head"]:

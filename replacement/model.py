@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from replacement.families import Family, family_of
-from replacement.layers import FeatureLayer, JumpReLU
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
 from replacement.prompts import token_ids_of, token_texts
-from replacement.recording import run_of_record
+from replacement.recording import run_of_record, substitutes
 from replacement.run import Run
-from replacement.tracing import Tracer
+from replacement.tracing import Sublayer, Substitute, Tracer
 from replacement.weights import read_weights
 
 
@@ -28,15 +29,18 @@ class ReplacementModel:
         self,
         hf_model: nn.Module,
         tokenizer: Any = None,
-        mlps: Sequence[FeatureLayer] | None = None,
+        mlps: Sequence[FeatureLayer | None] | None = None,
+        attentions: Sequence[Lorsa | AttentionSAE | None] | None = None,
         *,
         name: str = "model in memory",
         read_as: dict[str, str] | None = None,
     ) -> None:
         """Raise ValueError for an unsupported architecture, NaN weights or layers that do not fit.
 
-        `mlps`: one layer per MLP, or None for the model's own neurons. `name` and `read_as` (mlp,
-        attention) are only remembered, for saved circuits to say what they came from.
+        `mlps`: one layer per MLP, None for the model's own neurons (there, or everywhere).
+        `attentions`: one `Lorsa` or `AttentionSAE` per attention layer, None for the model's own
+        heads. `name` and `read_as` (mlp, attention) are only remembered, for saved circuits to say
+        what they came from.
         """
         self.family = family_of(hf_model)
         self.hf_model = hf_model
@@ -44,13 +48,15 @@ class ReplacementModel:
         self.name = name
         self.read_as = read_as or {
             "mlp": "neurons" if mlps is None else "given",
-            "attention": "heads",
+            "attention": "heads" if attentions is None else "given",
         }
         _check_finite(hf_model)
-        if mlps is not None:
-            _check_fit(mlps, hf_model, self.family)
-            mlps = [_detached(layer) for layer in mlps]
-        self.weights = read_weights(hf_model, self.family, mlps)
+        self.weights = read_weights(
+            hf_model,
+            self.family,
+            _fitting("MLP", mlps, hf_model, self.family),
+            _fitting("attention layer", attentions, hf_model, self.family),
+        )
         self.tracer = Tracer(hf_model, self.family)
 
     @property
@@ -67,23 +73,35 @@ class ReplacementModel:
         positions = self.weights.position_embedding
         return None if positions is None else positions.shape[0]
 
-    def run(self, prompt: Any) -> Run:
+    @cached_property
+    def substitutes(self) -> dict[Sublayer, Substitute]:
+        """What stands in for the sublayers that are read through replacement layers."""
+        return substitutes(self.weights)
+
+    def run(self, prompt: Any, *, errors: bool = True) -> Run:
         """Return the recorded run of one prompt, given as text or as token ids.
 
-        Text gets the special tokens its tokenizer adds; ids are taken as they are. Raises
-        ValueError or TypeError for anything but one unpadded prompt within the model's context.
+        Text gets the special tokens its tokenizer adds; ids are taken as they are. With `errors` it
+        is the original model that runs, and what the layers miss of it is recorded as errors.
+        Without (`errors=False`) the layers stand in for what they replace and the model computes
+        the rest: a true replacement run, whose logits are not the original's. Raises ValueError or
+        TypeError for anything but one unpadded prompt within the model's context.
         """
+        if not isinstance(errors, bool):
+            raise TypeError(f"model.run(errors={errors!r}): True (the default) or False.")
         ids = token_ids_of(
             prompt, self.tokenizer, d_vocab=self.weights.d_vocab, n_context=self.n_context
         )
         with torch.no_grad():
+            stand_in = {} if errors else self.substitutes
             return run_of_record(
-                self.tracer.record(ids.to(self.device)),
+                self.tracer.record(ids.to(self.device), stand_in),
                 self.weights,
                 ids,
                 model=self,
                 prompt=prompt if isinstance(prompt, str) else None,
                 tokens=token_texts(ids, self.tokenizer),
+                errors=errors,
             )
 
     def token_text(self, token_id: int) -> str:
@@ -112,35 +130,49 @@ def _check_finite(model: nn.Module) -> None:
             )
 
 
-def _detached(layer: Any) -> FeatureLayer:
-    """The layer without gradients, as the model's own weights are read; nothing is copied."""
-    fields = [(part.name, getattr(layer, part.name)) for part in dataclasses.fields(layer)]
-    tensors = {name: part.detach() for name, part in fields if isinstance(part, Tensor)}
-    activation = layer.activation
-    if isinstance(activation, JumpReLU):
-        activation = JumpReLU(activation.threshold.detach())
-    return dataclasses.replace(layer, **tensors, activation=activation)
+def _detached(part: Any) -> Any:
+    """A layer without gradients, as the model's own weights are read; nothing is copied."""
+    if isinstance(part, Tensor):
+        return part.detach()
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    given = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return dataclasses.replace(part, **{name: _detached(value) for name, value in given.items()})
 
 
-def _check_fit(mlps: Sequence[FeatureLayer], model: nn.Module, family: Family) -> None:
+def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequence[Any]:
+    """One layer or None for each of the model's sublayers; ValueError for what does not fit."""
     blocks: Any = model.get_submodule(family.layers)
     unembedding: Any = model.get_submodule(family.unembedding)
     n_layers, d_model, dtype = len(blocks), unembedding.weight.shape[1], unembedding.weight.dtype
-    if len(mlps) != n_layers:
+    if layers is None:
+        return [None] * n_layers
+    if len(layers) != n_layers:
         raise ValueError(
-            f"{len(mlps)} replacement layers for a model of {n_layers} MLPs: one per layer is "
-            "needed, first layer first."
+            f"{len(layers)} replacement layers for a model of {n_layers} {what}s: one per layer is "
+            "needed, first layer first (None where the model's own parts are to be the nodes)."
         )
-    for number, layer in enumerate(mlps):
-        reads, writes = layer.read.shape[1], layer.write.shape[1]
-        if (reads, writes) != (d_model, d_model):
+    for number, layer in enumerate(layers):
+        if layer is None:
+            continue
+        if isinstance(layer, Lorsa | AttentionSAE) != (what == "attention layer"):
             raise ValueError(
-                f"the replacement layer of MLP {number} reads vectors of {reads} and writes "
-                f"vectors of {writes}, the model's are {d_model}. Layers trained for another model?"
+                f"a {type(layer).__name__} was given for {what} {number}: Lorsa and AttentionSAE "
+                "read attention, transcoders read MLPs."
+            )
+        widths = [layer.read.shape[1], layer.write.shape[1]]
+        if isinstance(layer, Lorsa):
+            widths += [layer.query_key.query.shape[1], layer.query_key.key.shape[1]]
+        if set(widths) != {d_model}:
+            raise ValueError(
+                f"the replacement layer of {what} {number} reads vectors of {widths[0]} and writes "
+                f"vectors of {widths[1]}, the model's are {d_model}. Layers trained for another "
+                "model?"
             )
         if (layer.read.dtype, layer.read.device) != (dtype, unembedding.weight.device):
             raise ValueError(
-                f"the replacement layer of MLP {number} is {layer.read.dtype} on "
+                f"the replacement layer of {what} {number} is {layer.read.dtype} on "
                 f"{layer.read.device}, the model {dtype} on {unembedding.weight.device}. Load both "
                 "in the same dtype on the same device."
             )
+    return [_detached(layer) for layer in layers]

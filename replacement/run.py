@@ -1,35 +1,23 @@
 """One recorded prompt: what was active, what was held, and what of it can be explained."""
 
+import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement.layers import Active
+from replacement.explaining import direction_target, feature_target, logit_target, score_target
+from replacement.held import HeldFeatures, Sublayer, held_sublayers
+from replacement.layer_run import LayerRun
 from replacement.prompts import single_token, whole_number
-from replacement.target import Seed, Target, Term
+from replacement.scores import SIDES, held_score
+from replacement.target import Target
 from replacement.weights import ModelWeights
 
-
-@dataclass(frozen=True, eq=False)
-class LayerRun:
-    """What one layer's two sublayers did, split into nodes, constants and errors."""
-
-    pattern: Float[Tensor, "head query key"]
-    attention_scale: Float[Tensor, " pos"]
-    mixed: Float[Tensor, "pos head d_head"]
-    """Every head's pattern-weighted values: its output before W_O."""
-    attention_output: Float[Tensor, "pos d_model"]
-    """All heads together with the output bias."""
-    attention_error: Float[Tensor, "pos d_model"]
-    mlp_scale: Float[Tensor, " pos"]
-    active: Active
-    skip_output: Float[Tensor, "pos d_model"] | None
-    mlp_output: Float[Tensor, "pos d_model"]
-    """Features, decoder bias and skip together: the reconstruction."""
-    mlp_error: Float[Tensor, "pos d_model"]
+_PLURALS = {"feature": "features", "neuron": "neurons", "lorsa": "Lorsa heads"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +34,8 @@ class Run:
     """The text, None where token ids were given."""
     token_ids: Int[Tensor, " pos"]
     tokens: list[str]
+    errors: bool
+    """False for a replacement run: layers stood in for what they replace, nothing is left over."""
     logits: Float[Tensor, "pos d_vocab"]
     token_writes: Float[Tensor, "pos d_model"]
     """The residual entering layer 0 less the position embedding."""
@@ -54,6 +44,11 @@ class Run:
     residuals: list[Float[Tensor, "pos d_model"]]
     """The residual stream of every stage (two a layer, and the one entering the final norm)."""
     final_scale: Float[Tensor, " pos"]
+
+    @cached_property
+    def sublayers(self) -> list[Sublayer]:
+        """The held linear map, sublayer by sublayer, in the order they write."""
+        return held_sublayers(self.layers, self.weights.layers)
 
     @torch.no_grad()
     def logit(self, token: str | SupportsIndex, pos: SupportsIndex = -1) -> Target:
@@ -65,55 +60,80 @@ class Run:
         number = single_token(token, self.model.tokenizer, self.weights.d_vocab)
         where = self._position(pos)
         name = self.model.token_text(number)
-        centered = self._logit_target("centered_logit", number, where, f"centered_logit({name})")
-        raw = self._logit_target("logit", number, where, f"logit({name})")
-        return Target(**{**vars(raw), "centered_form": centered})
-
-    def _logit_target(self, kind: str, number: int, pos: int, label: str) -> Target:
-        weights = self.weights
-        row, value = weights.unembedding[number], self.logits[pos, number]
-        bias = weights.unembedding_bias
-        constant = 0.0 if bias is None else float(bias[number])
-        if kind == "centered_logit":
-            row, value = row - weights.mean_unembedding, value - self.logits[pos].mean()
-            constant -= 0.0 if bias is None else float(bias.mean())
-        norm = weights.final_norm
-        return Target(
-            run=self,
-            label=label,
-            value=float(value),
-            bias=constant + float(norm.constant(row)),
-            pos=pos,
-            seeds=(Seed(2 * weights.n_layers, pos, norm.pull(row) / self.final_scale[pos]),),
-            terms=(Term(kind, 1.0, weights.n_layers, pos, number),),
-        )
+        centered = logit_target(self, "centered_logit", number, where, f"centered_logit({name})")
+        raw = logit_target(self, "logit", number, where, f"logit({name})")
+        return dataclasses.replace(raw, centered_form=centered)
 
     @torch.no_grad()
-    def feature(self, layer: SupportsIndex, pos: SupportsIndex, index: SupportsIndex) -> Target:
-        """Return the pre-activation of a feature or neuron as a target, active or not.
+    def feature(
+        self,
+        layer: SupportsIndex,
+        pos: SupportsIndex,
+        index: SupportsIndex,
+        sublayer: str | None = None,
+    ) -> Target:
+        """Return the pre-activation of a feature, neuron or Lorsa head as a target, active or not.
 
-        Raises IndexError for a layer, position or index that does not exist.
+        `sublayer`: "mlp" or "attn" (a Lorsa head, or a feature of attention's output); needed only
+        where both have features, and "mlp" by default. Raises IndexError for a layer, position or
+        index that does not exist, ValueError for a sublayer without features.
         """
         where, depth = self._position(pos), self._layer(layer)
-        block = self.weights.layers[depth]
-        number = whole_number(index)
-        if number is None or not 0 <= number < block.mlp.n_features:
-            raise IndexError(
-                f"run.feature(index={index!r}): layer {depth} has {block.mlp.n_features} "
-                f"{block.mlp.kind}s, numbered from 0."
+        name = "mlp" if sublayer is None else sublayer
+        held = {part.name: part for part in self.sublayers[2 * depth : 2 * depth + 2]}.get(name)
+        if not isinstance(held, HeldFeatures):
+            raise ValueError(
+                f'run.feature(sublayer={sublayer!r}): "mlp", or "attn" where attention is read '
+                f"through Lorsa or an autoencoder; layer {depth} is read as "
+                f"{self.model.read_as['attention']}."
             )
-        stage, norm, scale = 2 * depth + 1, block.mlp_norm, self.layers[depth].mlp_scale[where]
-        y = norm.apply(self.residuals[stage][where][None], scale[None])[0]
-        read = block.mlp.read[number]
-        return Target(
-            run=self,
-            label=f"L{depth}.{block.mlp.kind[0]}{number}@{where}",
-            value=float(block.mlp.pre_activation(y[None], number)),
-            bias=float(norm.constant(read) + block.mlp.read_bias[number]),
-            pos=where,
-            seeds=(Seed(stage, where, norm.pull(read) / scale),),
-            terms=(Term("feature", 1.0, depth, where, number),),
-        )
+        number, count = whole_number(index), held.features.n_features
+        if number is None or not 0 <= number < count:
+            raise IndexError(
+                f"run.feature(index={index!r}): layer {depth} has {count} "
+                f"{_PLURALS[held.node_kind]}, numbered from 0."
+            )
+        return feature_target(self, held, where, number)
+
+    @torch.no_grad()
+    def attention_score(
+        self,
+        layer: SupportsIndex,
+        head: SupportsIndex,
+        query: SupportsIndex = -1,
+        key: SupportsIndex = 0,
+        *,
+        side: str = "both",
+    ) -> Target:
+        """Return how strongly a head at `query` looks at `key`, before the softmax, as a target.
+
+        `score = scale · q · k`, any soft-cap left off; q/k norms and rotary embeddings as in the
+        model. `head`: one of the model's heads, or of Lorsa's query-key heads where the layer is
+        read through Lorsa (Lorsa head `i` uses number `i // group`). The score is bilinear:
+        `side="query"` explains it by what was written at the query, the key fixed; "key" the other
+        way round; "both" is half of each. All three have the score as their value. The difference
+        of two keys' scores is what decides between them, since a softmax follows.
+
+        Raises IndexError for a layer, head or position that does not exist, ValueError for a key
+        that the query does not see or an unknown side.
+        """
+        depth, place = self._layer(layer), self._position(query)
+        where = self._position(key)
+        heads, number = self.weights.query_key(depth), whole_number(head)
+        if number is None or not 0 <= number < heads.n_heads:
+            raise IndexError(
+                f"run.attention_score(head={head!r}): layer {depth} has {heads.n_heads} query-key "
+                "heads, numbered from 0."
+            )
+        if side not in SIDES:
+            raise ValueError(f"run.attention_score(side={side!r}): one of {', '.join(SIDES)}.")
+        if not heads.visible(len(self.tokens))[place, where]:
+            window = "" if heads.window is None else f" (a window of {heads.window} keys)"
+            raise ValueError(
+                f"run.attention_score(query={query!r}, key={key!r}): position {place} does not see "
+                f"position {where}{window}. Give a key at or before the query."
+            )
+        return score_target(self, held_score(self, depth, number, place, where), side)
 
     @torch.no_grad()
     def direction(self, vector: Any, layer: SupportsIndex, pos: SupportsIndex = -1) -> Target:
@@ -132,15 +152,7 @@ class Run:
                 f"run.direction: a finite vector of {stream.shape[0]} numbers (d_model) is needed; "
                 f"got shape {tuple(vector.shape)}{finite}."
             )
-        return Target(
-            run=self,
-            label=f"direction@L{depth}",
-            value=float(vector @ stream),
-            bias=0.0,
-            pos=where,
-            seeds=(Seed(2 * depth, where, vector),),
-            terms=(Term("direction", 1.0, depth, where, -1, vector),),
-        )
+        return direction_target(self, vector, depth, where)
 
     def target(self, terms: list[dict[str, Any]]) -> Target:
         """Return the target that `Term.as_data` described, made anew from this run."""
@@ -155,7 +167,17 @@ class Run:
         return total
 
     def _of_term(
-        self, *, kind: str, weight: float, layer: int, pos: int, index: int, vector: Any
+        self,
+        *,
+        kind: str,
+        weight: float,
+        layer: int,
+        pos: int,
+        index: int,
+        vector: Any,
+        sublayer: str = "",
+        key: int = -1,
+        side: str = "",
     ) -> Target:
         match kind:
             case "logit":
@@ -163,7 +185,9 @@ class Run:
             case "centered_logit":
                 single = self.logit(index, pos).centered()
             case "feature":
-                single = self.feature(layer, pos, index)
+                single = self.feature(layer, pos, index, sublayer or None)
+            case "attention_score":
+                single = self.attention_score(layer, index, pos, key, side=side)
             case "direction":
                 single = self.direction(vector, layer, pos)
             case _:
@@ -192,5 +216,6 @@ class Run:
         return number
 
     def __repr__(self) -> str:
-        active = sum(len(layer.active) for layer in self.layers)
-        return f"Run({len(self.tokens)} tokens, {active} active features: {self.prompt!r})"
+        nodes = sum(layer.n_nodes for layer in self.sublayers)
+        kind = "" if self.errors else "replacement run, "
+        return f"Run({kind}{len(self.tokens)} tokens, {nodes} active nodes: {self.prompt!r})"

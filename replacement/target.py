@@ -22,14 +22,21 @@ class Term:
     """One summand of a target, as data: enough to save it, and to measure it in a changed run."""
 
     kind: str
-    """ "logit", "centered_logit", "feature" or "direction"."""
+    """ "logit", "centered_logit", "feature", "direction" or "attention_score"."""
     weight: float
     layer: int
     pos: int
+    """A score: the query."""
     index: int
-    """Token id of a logit, number of a feature; -1 for a direction."""
+    """Token id of a logit, number of a feature, head of a score; -1 for a direction."""
     vector: Float[Tensor, " d_model"] | None = None
     """The direction, for that kind."""
+    sublayer: str = ""
+    """A feature: "attn" or "mlp"."""
+    key: int = -1
+    """A score: position of the key."""
+    side: str = ""
+    """A score: which side is explained, "query", "key" or "both"."""
 
     def as_data(self) -> dict[str, Any]:
         """Return the term as JSON-able data."""
@@ -40,10 +47,10 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A logit, a feature, a direction, or a linear combination of such, of one run.
+    """A logit, feature, direction or attention score, or a linear combination of such, of one run.
 
-    Made by `run.logit`, `run.feature` and `run.direction`; `a - b`, `a + b` and `2 * a` are targets
-    too. `value = sum of seeds + bias` with everything of the run held.
+    Made by `run.logit`, `run.feature`, `run.direction` and `run.attention_score`; `a - b`, `a + b`
+    and `2 * a` are targets too. `value = sum of seeds + bias` with everything of the run held.
     """
 
     run: Any

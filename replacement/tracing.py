@@ -5,7 +5,7 @@ even after an exception, and no parameter is touched.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from replacement.families import Family
+
+Sublayer = tuple[int, str]
+"""Number of the layer, and "attn" or "mlp"; (-1, "") for the embeddings."""
+Substitute = Callable[
+    [Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]],
+    Float[Tensor, "batch pos d_model"],
+]
+"""What stands in for a sublayer's output, from the stream it reads and the output it made."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +56,29 @@ class Tracer:
         self.family = family
         self._wrapped: Any = nnsight.NNsight(model)
 
-    def record(self, token_ids: Int[Tensor, " pos"]) -> Record:
-        """Return the named tensors of one forward pass over one unpadded prompt."""
+    def record(
+        self, token_ids: Int[Tensor, " pos"], substitutes: Mapping[Sublayer, Substitute]
+    ) -> Record:
+        """Return the named tensors of one forward pass over one unpadded prompt.
+
+        The outputs of sublayers named in `substitutes` are replaced, and recorded, as they say.
+        """
         family, saved, ends = self.family, [], []
         with self._undisturbed(), torch.no_grad(), self._wrapped.trace(token_ids[None]):
-            for layer in _at(self._wrapped, family.layers):
+            for number, layer in enumerate(_at(self._wrapped, family.layers)):
                 entering = layer.input.save()
-                attention = _at(layer, family.attention).output
-                mlp = _at(layer, family.mlp).output.save()
-                saved.append((entering, attention[0].save(), mlp, attention[1].save()))
+                attention = _at(layer, family.attention)
+                pattern = attention.output[1].save()
+                written: Any = attention.output[0]
+                if (number, "attn") in substitutes:
+                    written = substitutes[number, "attn"](entering, written)
+                    attention.output = (written, *attention.output[1:])
+                mlp = _at(layer, family.mlp)
+                added: Any = mlp.output
+                if (number, "mlp") in substitutes:
+                    added = substitutes[number, "mlp"](entering + written, added)
+                    mlp.output = added
+                saved.append((entering, written.save(), added.save(), pattern))
             ends.append(_at(self._wrapped, family.final_norm).input.save())
             ends.append(self._wrapped.output.logits.save())
         layers = [LayerRecord(*(tensor[0] for tensor in tensors)) for tensors in saved]
@@ -65,37 +87,43 @@ class Tracer:
     def run_edited(
         self,
         token_ids: Int[Tensor, " pos"],
-        additions: Mapping[tuple[int, str], Float[Tensor, "batch pos d_model"]],
+        additions: Mapping[Sublayer, Float[Tensor, "batch pos d_model"]],
         stages: Set[int],
+        substitutes: Mapping[Sublayer, Substitute],
     ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
         """Run a batch of copies of a prompt, adding vectors to the output of sublayers.
 
-        `additions[layer, "attn" | "mlp"]` is added to that sublayer's output, `additions[-1, ""]`
-        to the embeddings, one row of the batch per edit; the model reacts freely. Returned is the
-        residual stream of the `stages` asked for: 2·layer before attention, 2·layer + 1 before the
-        MLP, 2·n_layers before the final norm.
+        `additions[layer, "attn" | "mlp"]` is added to that sublayer's output (or to what
+        `substitutes` puts in its place), `additions[-1, ""]` to the embeddings, one row of the
+        batch per edit; the model reacts freely. Returned is the residual stream of the `stages`
+        asked for: 2·layer before attention, 2·layer + 1 before the MLP, 2·n_layers before the final
+        norm.
         """
         family, saved, blocks = self.family, {}, _at(self._wrapped, self.family.layers)
         batch = max(addition.shape[0] for addition in additions.values())
         copies = token_ids[None].expand(batch, -1)
         one = {"logits_to_keep": 1}  # nobody reads the logits
+
+        def changed(place: Sublayer, stream: Any, output: Any) -> Any:
+            if place in substitutes:
+                output = substitutes[place](stream, output)
+            return output + additions[place] if place in additions else output
+
         with self._undisturbed(), torch.no_grad(), self._wrapped.trace(copies, **one):
             for number, layer in enumerate(blocks):
                 if number == 0 and (-1, "") in additions:
                     layer.input = layer.input + additions[-1, ""]
                 entering = layer.input
                 attention = _at(layer, family.attention)
-                if (number, "attn") in additions:
-                    changed = attention.output[0] + additions[number, "attn"]
-                    attention.output = (changed, *attention.output[1:])
-                between = entering + attention.output[0]
+                written = changed((number, "attn"), entering, attention.output[0])
+                attention.output = (written, *attention.output[1:])
+                between = entering + written
                 if 2 * number in stages:
                     saved[2 * number] = entering.save()
                 if 2 * number + 1 in stages:
                     saved[2 * number + 1] = between.save()
                 mlp = _at(layer, family.mlp)
-                if (number, "mlp") in additions:
-                    mlp.output = mlp.output + additions[number, "mlp"]
+                mlp.output = changed((number, "mlp"), between, mlp.output)
             if 2 * len(blocks) in stages:
                 saved[2 * len(blocks)] = _at(self._wrapped, family.final_norm).input.save()
         return saved

@@ -10,16 +10,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement.families import Family, HeadWeights
-from replacement.layers import FeatureLayer
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, QueryKey
 from replacement.norms import Norm
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One transformer block: attention read as heads, MLP read as features."""
+    """One transformer block: attention read as heads or through a layer, MLP as features."""
 
     attention_norm: Norm
     heads: HeadWeights
+    attention: Lorsa | AttentionSAE | None
+    """What attention is read through; None for the model's own heads."""
     mlp_norm: Norm
     mlp: FeatureLayer
 
@@ -49,6 +51,12 @@ class ModelWeights:
     def d_model(self) -> int:
         return self.unembedding.shape[1]
 
+    def query_key(self, layer: int) -> QueryKey:
+        """Return where the heads of a layer look: Lorsa's query-key heads, or the model's own."""
+        block = self.layers[layer]
+        lorsa = block.attention
+        return lorsa.query_key if isinstance(lorsa, Lorsa) else block.heads.query_key
+
     @cached_property
     def mean_unembedding(self) -> Float[Tensor, " d_model"]:
         """The mean row of the unembedding, which a centred logit leaves out."""
@@ -56,18 +64,22 @@ class ModelWeights:
 
 
 def read_weights(
-    model: nn.Module, family: Family, mlps: Sequence[FeatureLayer] | None
+    model: nn.Module,
+    family: Family,
+    mlps: Sequence[FeatureLayer | None],
+    attentions: Sequence[Lorsa | AttentionSAE | None],
 ) -> ModelWeights:
-    """Return the weights of a Hugging Face model; its own neurons where `mlps` is None."""
+    """Return the weights of a Hugging Face model; its own parts where a layer is None."""
     blocks: Any = model.get_submodule(family.layers)
     layers = []
-    for number, block in enumerate(blocks):
+    for block, mlp, attention in zip(blocks, mlps, attentions, strict=True):
         layers.append(
             LayerWeights(
                 attention_norm=_norm(block.get_submodule(family.attention_norm), family),
                 heads=family.head_weights(block.get_submodule(family.attention)),
+                attention=attention,
                 mlp_norm=_norm(block.get_submodule(family.mlp_norm), family),
-                mlp=_neurons(model, block, family) if mlps is None else mlps[number],
+                mlp=_neurons(model, block, family) if mlp is None else mlp,
             )
         )
     unembedding: Any = model.get_submodule(family.unembedding)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from benchmarks.four_tasks.batches import Batch, collate, draw
 from benchmarks.tasks import TASKS, Split
-from replacement.training import TokenBatch, TranscoderSettings
+from replacement.training import TokenBatch, TopKSettings
 
-SETTINGS = TranscoderSettings(n_features=1024, k=8, k_start=32, steps=2000, learning_rate=2e-3)
+SETTINGS = TopKSettings(n_features=1024, k=8, k_start=32, steps=2000, learning_rate=2e-3)
 
 EXAMPLES = {"ioi": 32, "induction": 16, "bracket": 24, "greater_than": 40}
 """Examples of each task in one step: about as many tokens of each."""
@@ -40,10 +40,10 @@ def held_out_batches(count: int, *, seed: int = 0, split: Split = "held_out") ->
     return [weighted(batch, bos=False) for batch in batches]
 
 
-def parameters(settings: TranscoderSettings, d_model: int) -> int:
+def parameters(settings: TopKSettings, d_model: int) -> int:
     """Return the number of weights of one transcoder.
 
-    >>> parameters(TranscoderSettings(n_features=1024), 128)
+    >>> parameters(TopKSettings(n_features=1024), 128)
     263296
     """
     return settings.n_features * (2 * d_model + 1) + d_model

@@ -1,5 +1,21 @@
-"""Folders of trained replacement layers: one file a format."""
+"""Folders of trained replacement layers: ours, and those of other projects."""
 
-from replacement.checkpoints.ours import load_transcoders, save_transcoders
+from replacement.checkpoints.folders import kind_of
+from replacement.checkpoints.ours import (
+    load_attention_saes,
+    load_lorsa,
+    load_transcoders,
+    save_attention_saes,
+    save_lorsa,
+    save_transcoders,
+)
 
-__all__ = ["load_transcoders", "save_transcoders"]
+__all__ = [
+    "kind_of",
+    "load_attention_saes",
+    "load_lorsa",
+    "load_transcoders",
+    "save_attention_saes",
+    "save_lorsa",
+    "save_transcoders",
+]

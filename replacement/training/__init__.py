@@ -1,6 +1,12 @@
 """Training replacement layers for a model, and measuring what they lose."""
 
-from replacement.training.activations import Activations, TokenBatch, collect
+from replacement.training.activations import (
+    Activations,
+    TokenBatch,
+    TokenBatches,
+    collect,
+    tokens_of,
+)
 from replacement.training.metrics import (
     LayerMetrics,
     ModelMetrics,
@@ -8,18 +14,23 @@ from replacement.training.metrics import (
     measure_model,
     replaced,
 )
-from replacement.training.settings import TranscoderSettings
-from replacement.training.trainer import train_transcoders
+from replacement.training.settings import LorsaSettings, TopKSettings
+from replacement.training.trainer import train_attention_saes, train_lorsa, train_transcoders
 
 __all__ = [
     "Activations",
     "LayerMetrics",
+    "LorsaSettings",
     "ModelMetrics",
     "TokenBatch",
-    "TranscoderSettings",
+    "TokenBatches",
+    "TopKSettings",
     "collect",
     "measure_layers",
     "measure_model",
     "replaced",
+    "tokens_of",
+    "train_attention_saes",
+    "train_lorsa",
     "train_transcoders",
 ]

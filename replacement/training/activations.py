@@ -1,14 +1,19 @@
-"""What a model's MLPs read and write on batches of tokens."""
+"""What a model's sublayers read and write on batches of tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from replacement.families import family_of
+
+Sublayer = Literal["attention", "mlp"]
+Place = Literal["mlp", "attention", "attention output"]
+"""What is recorded: a sublayer's normed input and its output, or an output as both."""
 
 
 @dataclass(frozen=True)
@@ -19,55 +24,94 @@ class TokenBatch:
     weight: Float[Tensor, "batch pos"]
 
 
+TokenBatches = Callable[[int], list[TokenBatch]]
+"""The token batches of a step, by its number; the same number must give the same batches."""
+
+
 @dataclass(frozen=True)
 class Activations:
-    """Normed MLP inputs and MLP outputs of all layers at the positions that count."""
+    """Inputs and outputs of all layers at all positions of one batch, and what positions count."""
+
+    inputs: Float[Tensor, "layer batch pos d_model"]
+    outputs: Float[Tensor, "layer batch pos d_model"]
+    weight: Float[Tensor, "batch pos"]
+
+    @property
+    def counts(self) -> Bool[Tensor, "batch pos"]:
+        """True where a position's weight is not 0."""
+        return self.weight > 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Inputs and outputs of all layers at the positions that count, whatever prompt they are of."""
 
     inputs: Float[Tensor, "layer token d_model"]
     outputs: Float[Tensor, "layer token d_model"]
     weight: Float[Tensor, " token"]
 
 
-def mlp_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the MLP of every layer, in order: its input is normed, its output joins the stream."""
+def tokens_of(parts: Sequence[Activations]) -> Tokens:
+    """Return the positions that count of several batches, one after the other."""
+    return Tokens(
+        torch.cat([part.inputs[:, part.counts] for part in parts], dim=1),
+        torch.cat([part.outputs[:, part.counts] for part in parts], dim=1),
+        torch.cat([part.weight[part.counts] for part in parts]),
+    )
+
+
+def norms_and_sublayers(model: nn.Module, sublayer: Sublayer) -> list[tuple[nn.Module, nn.Module]]:
+    """Return (norm, sublayer) of every layer: the norm's output is what the sublayer reads."""
     family = family_of(model)
-    layers = model.get_submodule(family.layers)
-    return [layer.get_submodule(family.mlp) for layer in layers.children()]
+    attention = sublayer == "attention"
+    norm = family.attention_norm if attention else family.mlp_norm
+    block = family.attention if attention else family.mlp
+    layers = model.get_submodule(family.layers).children()
+    return [(layer.get_submodule(norm), layer.get_submodule(block)) for layer in layers]
+
+
+Watch = Callable[[int, Tensor, Tensor], Tensor | None]
+"""Called with (layer, normed input, output); what it returns takes the output's place, if any."""
 
 
 @contextmanager
-def recorded(
-    model: nn.Module,
-) -> Iterator[list[tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]]]:
-    """Yield a list that forward passes inside the block extend by (input, output) of each MLP."""
-    pairs: list[tuple[Tensor, Tensor]] = []
+def watching(model: nn.Module, sublayer: Sublayer, watch: Watch) -> Iterator[None]:
+    """Call `watch` at every sublayer of one kind that runs inside the block."""
+    normed: dict[int, Tensor] = {}
+    handles = []
 
-    def record(_module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        pairs.append((given[0].detach(), output.detach()))
+    def hook(index: int, norm: nn.Module, block: nn.Module) -> None:
+        def read(_module: nn.Module, _given: Any, output: Tensor) -> None:
+            normed[index] = output
 
-    handles = [mlp.register_forward_hook(record) for mlp in mlp_modules(model)]
+        def wrote(_module: nn.Module, _given: Any, output: Any) -> Any:
+            plain = isinstance(output, Tensor)
+            changed = watch(index, normed.pop(index), output if plain else output[0])
+            if changed is None:
+                return None
+            return changed if plain else (changed, *output[1:])
+
+        handles.extend([norm.register_forward_hook(read), block.register_forward_hook(wrote)])
+
     try:
-        yield pairs
+        for index, (norm, block) in enumerate(norms_and_sublayers(model, sublayer)):
+            hook(index, norm, block)
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
 @torch.no_grad()
-def collect(model: nn.Module, batch: TokenBatch) -> Activations:
-    """Return what all MLPs read and wrote at the positions of a batch whose weight is not 0."""
-    with recorded(model) as pairs:
+def collect(model: nn.Module, batch: TokenBatch, place: Place = "mlp") -> Activations:
+    """Return what the sublayers of all layers read and wrote on a batch."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def record(_layer: int, normed: Tensor, output: Tensor) -> None:
+        inputs.append(output if place == "attention output" else normed)
+        outputs.append(output)
+
+    with watching(model, "mlp" if place == "mlp" else "attention", record):
         model(batch.ids)
-    counts = batch.weight > 0
-    inputs = torch.stack([given[counts] for given, _ in pairs])
-    outputs = torch.stack([output[counts] for _, output in pairs])
-    return Activations(inputs, outputs, batch.weight[counts])
-
-
-def join(parts: list[Activations]) -> Activations:
-    """Return several batches' activations as one."""
-    return Activations(
-        torch.cat([part.inputs for part in parts], dim=1),
-        torch.cat([part.outputs for part in parts], dim=1),
-        torch.cat([part.weight for part in parts]),
-    )
+    return Activations(torch.stack(inputs), torch.stack(outputs), batch.weight)

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement.training.settings import TranscoderSettings
-from replacement.training.stack import Stack, weighted_mean
+from replacement.training.settings import TopKSettings
+from replacement.training.stack import Stack, mean_listened
 
 
 @dataclass(frozen=True)
 class Given:
     """What a step saw and what it left over, in normalised units."""
 
-    inputs: Float[Tensor, "layer token d_model"]
+    listened: Float[Tensor, "layer group token d_model"]
     left_over: Float[Tensor, "layer token d_model"]
     lowest_kept: Float[Tensor, "layer token"]
     """The smallest activation that was kept at each token."""
@@ -29,31 +29,32 @@ def restart_dead(
     optimizer: torch.optim.Optimizer,
     given: Given,
     *,
-    settings: TranscoderSettings,
+    settings: TopKSettings,
     step: int,
 ) -> None:
     """Set dead features to write what is left over at tokens drawn by how much is left over there.
 
-    A restarted feature listens in the direction of its token's input from the mean, strongly enough
-    to be kept at that token but never to write more than the MLP did there: without that bound,
-    features restarted where restarted ones wrote too much would grow without end. Adam's memory
-    of the old weights is cleared.
+    A restarted feature listens in the direction of its token's input (for Lorsa: mixed by its
+    pattern) from the mean, strongly enough to be kept at that token but never to write more than
+    the sublayer did there: without that bound, features restarted where restarted ones wrote too
+    much would grow without end. Adam's memory of the old weights is cleared.
     """
     generator = torch.Generator().manual_seed(1_000_003 * settings.seed + step)
-    mean = weighted_mean(given.inputs, given.weight)
+    mean = mean_listened(given.listened, given.weight)
     for layer in range(stack.read.shape[0]):
         dead = (stack.silent[layer] >= settings.dead_after).nonzero().flatten()
         if len(dead) == 0:
             continue
         missing = given.left_over[layer].square().sum(-1) * given.weight
         tokens = torch.multinomial(missing, len(dead), True, generator=generator)
-        listens = given.inputs[layer, tokens] - mean[layer]
+        group = stack.group_of(dead)
+        listens = given.listened[layer, group, tokens] - mean[layer, group]
         writes = given.left_over[layer, tokens]
         enough = torch.maximum(writes.norm(dim=-1), 1.1 * given.lowest_kept[layer, tokens])
         size = torch.minimum(enough, given.most[layer, tokens])
         read = listens * (size / listens.square().sum(-1).clamp_min(1e-6))[:, None]
         stack.read[layer, dead] = read
-        stack.read_bias[layer, dead] = -read @ mean[layer]
+        stack.read_bias[layer, dead] = -(read @ mean[layer].T).gather(1, group[:, None])[:, 0]
         stack.write[layer, dead] = torch.nn.functional.normalize(writes, dim=-1)
         stack.silent[layer, dead] = 0
         _forget(stack, optimizer, layer, dead)

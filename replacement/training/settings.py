@@ -1,19 +1,35 @@
-"""What decides a training run of transcoders."""
+"""What decides a training run."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
-class TranscoderSettings:
-    """Everything but the model and the data that decides the weights of TopK transcoders."""
+class RunSettings:
+    """What every training run has: how many steps, at which rate, from which seed."""
+
+    steps: int = 4000
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    seed: int = 0
+    checkpoint_every: int = 250
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class TopKSettings(RunSettings):
+    """Everything but the model and the data that decides the weights of TopK layers."""
 
     n_features: int = 1024
     k: int = 16
     """Features kept at every position; the mean L0 is at most this."""
-    steps: int = 4000
-    learning_rate: float = 1e-3
-    warm_up: int = 100
     k_start: int = 64
     """k at the first step; it falls to `k` over the first `k_share` of the steps."""
     k_share: float = 0.25
@@ -23,8 +39,6 @@ class TranscoderSettings:
     """Steps between restarts of dead features at tokens the others explain badly."""
     restart_share: float = 0.6
     """Share of the steps in which there are restarts; what is dead after that stays dead."""
-    seed: int = 0
-    checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
         if not 0 < self.k <= self.n_features:
@@ -36,7 +50,7 @@ class TranscoderSettings:
     def k_at(self, step: int) -> int:
         """Return the number of features kept at a step.
 
-        >>> settings = TranscoderSettings(k=16, k_start=64, k_share=0.25, steps=400)
+        >>> settings = TopKSettings(k=16, k_start=64, k_share=0.25, steps=400)
         >>> settings.k_at(0), settings.k_at(50), settings.k_at(100)
         (64, 40, 16)
         """
@@ -48,9 +62,17 @@ class TranscoderSettings:
         """Return whether dead features are restarted after a step."""
         return (step + 1) % self.restart_every == 0 and step < self.restart_share * self.steps
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
-        if step < self.warm_up:
-            return self.learning_rate * (step + 1) / self.warm_up
-        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+@dataclass(frozen=True)
+class LorsaSettings(TopKSettings):
+    """Everything but the model and the data that decides the weights of Lorsa layers.
+
+    `n_features` counts the value-output heads, in equal groups of one query-key head each.
+    """
+
+    repeats: int = 1
+    """Query-key heads for each head of the model."""
+    query_key_rate: float = 0.1
+    """Learning rate of the query and key weights, as a share of the others'."""
+    start: Literal["attention", "random"] = "attention"
+    """From the model's own heads (their patterns, what they write), or from nothing."""

@@ -1,14 +1,22 @@
-"""The transcoders of all layers while they are trained: stacked, in normalised units."""
+"""The layers of one kind while they are trained: stacked, in normalised units.
 
+Features come in groups that listen to the same thing. The features of a transcoder or an SAE are
+one group, which listens to the input; those of a Lorsa layer one group per query-key head, which
+listens to the input mixed by that head's pattern (lorsa_stack.py). All else is the same.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import einops
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replacement.layers import TopK, Transcoder
-from replacement.training.activations import Activations
-from replacement.training.settings import TranscoderSettings
+from replacement.layers import TopK
+from replacement.training.activations import Activations, Tokens, tokens_of
+from replacement.training.settings import TopKSettings
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,14 @@ def weighted_mean(
     return torch.einsum("ltd,t->ld", values, weight / weight.sum())
 
 
-def measure_units(sample: Activations) -> Units:
+def mean_listened(
+    listened: Float[Tensor, "layer group token d_model"], weight: Float[Tensor, " token"]
+) -> Float[Tensor, "layer group d_model"]:
+    """Return the mean over tokens of what every group listens to."""
+    return weighted_mean(listened.flatten(0, 1), weight).unflatten(0, listened.shape[:2])
+
+
+def measure_units(sample: Tokens) -> Units:
     """Return the units of a sample of activations."""
     root = sample.inputs.shape[-1] ** 0.5
     norm = torch.einsum("lt,t->l", sample.inputs.norm(dim=-1), sample.weight / sample.weight.sum())
@@ -34,6 +49,56 @@ def measure_units(sample: Activations) -> Units:
     spread = (sample.outputs - mean[:, None]).square().sum(-1)
     variance = torch.einsum("lt,t->l", spread, sample.weight / sample.weight.sum())
     return Units(root / norm, root / variance.sqrt())
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights of the first step, in normalised units; write vectors of norm 1."""
+
+    read: Float[Tensor, "layer feature d_model"]
+    read_bias: Float[Tensor, "layer feature"]
+    write: Float[Tensor, "layer feature d_model"]
+    write_bias: Float[Tensor, "layer d_model"]
+
+
+def start_at_tokens(
+    listened: Float[Tensor, "layer group token d_model"],
+    outputs: Float[Tensor, "layer token d_model"],
+    weight: Float[Tensor, " token"],
+    settings: TopKSettings,
+) -> Start:
+    """Return features that each begin at a token: what its group hears, what was written there."""
+    input_mean = mean_listened(listened, weight)
+    output_mean = weighted_mean(outputs, weight)
+    generator = torch.Generator().manual_seed(settings.seed)
+    chosen = draw_tokens(weight, listened.shape[0], settings, generator)
+    n_groups = listened.shape[1]
+    group = torch.arange(settings.n_features) // (settings.n_features // n_groups)
+    layers = range(listened.shape[0])
+    listens = torch.stack([listened[i, group, chosen[i]] - input_mean[i, group] for i in layers])
+    writes = torch.stack([outputs[i, chosen[i]] - output_mean[i] for i in layers])
+    noise = torch.randn(writes.shape, generator=generator)
+    writes = writes + 0.1 * noise
+    size = writes.norm(dim=-1, keepdim=True)
+    squared = listens.square().sum(-1, keepdim=True) + 1.0
+    # k features answer at once to tokens that resemble each other: each starts with its share
+    read = listens * size / squared / settings.k_at(0)
+    grouped = read.view(-1, settings.n_features // n_groups, read.shape[-1])
+    bias = -torch.einsum("lfd,ld->lf", grouped, input_mean.flatten(0, 1)).view(read.shape[:2])
+    return Start(read, bias, writes / size, output_mean)
+
+
+def draw_tokens(
+    weight: Float[Tensor, " token"],
+    n_layers: int,
+    settings: TopKSettings,
+    generator: torch.Generator,
+) -> list[Int[Tensor, " feature"]]:
+    """Return the tokens, drawn by weight, at which every layer's features begin."""
+    return [
+        torch.multinomial(weight, settings.n_features, True, generator=generator)
+        for _ in range(n_layers)
+    ]
 
 
 class Stack(nn.Module):
@@ -46,42 +111,39 @@ class Stack(nn.Module):
     output_unit: Tensor
     silent: Int[Tensor, "layer feature"]
 
-    def __init__(self, sample: Activations, settings: TranscoderSettings) -> None:
-        """Start every feature at a token of the sample: its input, what the MLP wrote there."""
+    def __init__(self, start: Start, units: Units, n_groups: int = 1) -> None:
         super().__init__()
-        units = measure_units(sample)
-        inputs = sample.inputs * units.input[:, None, None]
-        outputs = sample.outputs * units.output[:, None, None]
-        input_mean = weighted_mean(inputs, sample.weight)
-        output_mean = weighted_mean(outputs, sample.weight)
-        generator = torch.Generator().manual_seed(settings.seed)
-        n_layers = inputs.shape[0]
-        chosen = [
-            torch.multinomial(sample.weight, settings.n_features, True, generator=generator)
-            for _ in range(n_layers)
-        ]
-        layers = range(n_layers)
-        listens = torch.stack([inputs[i, chosen[i]] - input_mean[i] for i in layers])
-        writes = torch.stack([outputs[i, chosen[i]] - output_mean[i] for i in layers])
-        noise = torch.randn(writes.shape, generator=generator)
-        writes = writes + 0.1 * noise
-        size = writes.norm(dim=-1, keepdim=True)
-        squared = listens.square().sum(-1, keepdim=True) + 1.0
-        # k features answer at once to tokens that resemble each other: each starts with its share
-        read = listens * size / squared / settings.k_at(0)
-        self.read = nn.Parameter(read)
-        self.read_bias = nn.Parameter(-torch.einsum("lfd,ld->lf", read, input_mean))
-        self.write = nn.Parameter(writes / size)
-        self.write_bias = nn.Parameter(output_mean)
+        self.n_groups = n_groups
+        self.read = nn.Parameter(start.read)
+        self.read_bias = nn.Parameter(start.read_bias)
+        self.write = nn.Parameter(start.write)
+        self.write_bias = nn.Parameter(start.write_bias)
         self.register_buffer("input_unit", units.input)
         self.register_buffer("output_unit", units.output)
-        self.register_buffer("silent", torch.zeros(read.shape[:2], dtype=torch.long))
+        self.register_buffer("silent", torch.zeros(start.read.shape[:2], dtype=torch.long))
+
+    @property
+    def n_layers(self) -> int:
+        return self.read.shape[0]
+
+    def group_of(self, features: Int[Tensor, " feature"]) -> Int[Tensor, " feature"]:
+        """Return the group of features, by their index in a layer."""
+        return features // (self.read.shape[1] // self.n_groups)
+
+    def listened(
+        self, parts: Sequence[Activations]
+    ) -> Float[Tensor, "layer group token d_model"]:
+        """Return what every group listens to at the positions that count, normalised."""
+        return (tokens_of(parts).inputs * self.input_unit[:, None, None])[:, None]
 
     def pre_activation(
-        self, inputs: Float[Tensor, "layer token d_model"]
+        self, listened: Float[Tensor, "layer group token d_model"]
     ) -> Float[Tensor, "layer token feature"]:
-        """Return all pre-activations on normalised inputs."""
-        return torch.baddbmm(self.read_bias[:, None], inputs, self.read.transpose(1, 2))
+        """Return all pre-activations from what the groups listen to."""
+        read = einops.rearrange(self.read, "l (g f) d -> (l g) d f", g=self.n_groups)
+        bias = einops.rearrange(self.read_bias, "l (g f) -> (l g) 1 f", g=self.n_groups)
+        pre = torch.baddbmm(bias, listened.flatten(0, 1), read)
+        return einops.rearrange(pre, "(l g) t f -> l t (g f)", g=self.n_groups)
 
     def decode(
         self, active: Float[Tensor, "layer token feature"]
@@ -95,16 +157,25 @@ class Stack(nn.Module):
         self.write /= self.write.norm(dim=-1, keepdim=True)
 
     @torch.no_grad()
-    def fold(self, k: int) -> list[Transcoder]:
-        """Return the layers in the model's own units: the same function, the same features kept."""
+    def fold(self, k: int) -> list[dict[str, Any]]:
+        """Return the fields of every layer in the model's own units: the same function."""
         output = 1 / self.output_unit
         return [
-            Transcoder(
-                read=self.read[layer] * self.input_unit[layer],
-                write=self.write[layer] * output[layer],
-                read_bias=self.read_bias[layer].clone(),
-                write_bias=self.write_bias[layer] * output[layer],
-                activation=TopK(k),
-            )
-            for layer in range(self.read.shape[0])
+            {
+                "read": self.read[layer] * self.input_unit[layer],
+                "write": self.write[layer] * output[layer],
+                "read_bias": self.read_bias[layer].clone(),
+                "write_bias": self.write_bias[layer] * output[layer],
+                "activation": TopK(k),
+            }
+            for layer in range(self.n_layers)
         ]
+
+
+def plain_stack(sample: Sequence[Activations], settings: TopKSettings) -> Stack:
+    """Return layers that listen to their input, at the first step."""
+    tokens = tokens_of(sample)
+    units = measure_units(tokens)
+    inputs = tokens.inputs * units.input[:, None, None]
+    outputs = tokens.outputs * units.output[:, None, None]
+    return Stack(start_at_tokens(inputs[:, None], outputs, tokens.weight, settings), units)

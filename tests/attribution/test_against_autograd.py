@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.sweep import Sweep, sweep
-from replacement.held import Sublayer, held_sublayers
+from replacement.held import Sublayer
 from replacement.run import Run
 from replacement.target import Target
 from tests.attribution.frozen import Attributions, FrozenGPT2, Held, attributions, measure
@@ -57,7 +57,7 @@ def skips(run: Run, layer: Sublayer, values: Tensor) -> Tensor | None:
 def deviation(run: Run, swept: Sweep, expected: Attributions) -> float:
     """Return the largest difference of any node, as a share of Σ|terms|."""
     pairs = [(swept.leaves.token, expected.token), (swept.leaves.position, expected.position)]
-    for number, layer in enumerate(held_sublayers(run)):
+    for number, layer in enumerate(run.sublayers):
         found = swept.attribution[number]
         pairs.append((dense(run, layer, found), expected.nodes[number]))
         pairs.append((swept.leaves.error[number], expected.errors[number]))
@@ -72,7 +72,7 @@ def deviation(run: Run, swept: Sweep, expected: Attributions) -> float:
 def masks_of(run: Run, swept: Sweep) -> list[Tensor]:
     """Return the kept nodes of a sweep as dense masks for the frozen model."""
     return [
-        dense(run, layer, keep) for layer, keep in zip(held_sublayers(run), swept.keep, strict=True)
+        dense(run, layer, keep) for layer, keep in zip(run.sublayers, swept.keep, strict=True)
     ]
 
 
@@ -83,7 +83,7 @@ def test_attribution_is_value_times_gradient(case: Case) -> None:
     for make in TARGETS.values():
         target = make(run)
         expected = attributions(target, oracle.forward(held))
-        assert deviation(run, sweep(target, held_sublayers(run)), expected) <= TOLERANCE
+        assert deviation(run, sweep(target, run.sublayers), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -102,11 +102,11 @@ def test_gated_sweep_stops_gradients_at_pruned_nodes(case: Case, rule: str, cuto
     run, (oracle, held) = random_run(case), frozen_of(case)
     for name in ("difference", "combination", "feature"):
         target = TARGETS[name](run)
-        swept = sweep(target, held_sublayers(run), cutoff, rule=rule)
+        swept = sweep(target, run.sublayers, cutoff, rule=rule)
         expected = attributions(target, oracle.forward(held, keep=masks_of(run, swept)))
         assert deviation(run, swept, expected) <= TOLERANCE
         for layer, nodes, keep in zip(
-            held_sublayers(run), expected.nodes, masks_of(run, swept), strict=True
+            run.sublayers, expected.nodes, masks_of(run, swept), strict=True
         ):
             strength = nodes.abs() if rule == "absolute" else nodes
             assert torch.equal(keep, strength >= cutoff), f"another choice in {layer.name}"
@@ -153,7 +153,7 @@ class TestControls:
         target = TARGETS["difference"](run)
         live = FrozenGPT2(oracle.model, None, **{free: False})
         expected = attributions(target, live.forward(held))
-        assert deviation(run, sweep(target, held_sublayers(run)), expected) > WELL_ABOVE
+        assert deviation(run, sweep(target, run.sublayers), expected) > WELL_ABOVE
 
     def test_an_error_dropped(self) -> None:
         """Without errors the transcoders' model computes another number, and errors count 0."""
@@ -162,7 +162,7 @@ class TestControls:
         without = FrozenGPT2(oracle.model, oracle.mlps, add_errors=False).forward(held)
         assert off(measure(target, without), target) > WELL_ABOVE
         expected = attributions(target, without)
-        assert deviation(run, sweep(target, held_sublayers(run)), expected) > WELL_ABOVE
+        assert deviation(run, sweep(target, run.sublayers), expected) > WELL_ABOVE
 
     @pytest.mark.parametrize("left_out", CONSTANTS)
     @pytest.mark.parametrize("case", [SMOOTH, SPARSE], ids=str)
@@ -171,14 +171,14 @@ class TestControls:
         run = random_run(case)
         broken = without(run, left_out)
         target = TARGETS["difference"](broken)
-        swept = sweep(target, held_sublayers(broken))
+        swept = sweep(target, broken.sublayers)
         assert abs(swept.leaves.total() - target.value) > WELL_ABOVE * swept.leaves.magnitude()
 
     def test_a_decoder_error_left_out_of_the_sweep(self) -> None:
         """Closure breaks when what transcoders miss is not booked."""
         broken = without(random_run(SPARSE), "mlp error")
         target = TARGETS["difference"](broken)
-        swept = sweep(target, held_sublayers(broken))
+        swept = sweep(target, broken.sublayers)
         assert abs(swept.leaves.total() - target.value) > WELL_ABOVE * swept.leaves.magnitude()
 
     def test_a_wrong_pattern(self) -> None:
@@ -189,7 +189,7 @@ class TestControls:
         first = dataclasses.replace(run.layers[0], pattern=pattern)
         broken = dataclasses.replace(run, layers=[first, *run.layers[1:]])
         target = TARGETS["difference"](broken)
-        swept = sweep(target, held_sublayers(broken))
+        swept = sweep(target, broken.sublayers)
         assert abs(swept.leaves.total() - target.value) > WELL_ABOVE * swept.leaves.magnitude()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from attribution.flow import Flow, flow_edges
 from attribution.sweep import Sweep, cutoff_of, strongest, sweep
 from replacement.families import FAMILIES
-from replacement.held import Sublayer, held_sublayers
+from replacement.held import Sublayer
 from replacement.run import Run
 from replacement.target import Target
 from tests.samples import CASES, SHAPES, TARGETS, Case, random_gpt2, random_ids, random_run
@@ -66,7 +66,7 @@ def assert_conserved(target: Target, sublayers: Sequence[Sublayer], swept: Sweep
 
 def swept_at(target: Target, threshold: float, rule: str = "absolute") -> Sweep:
     """Return the sweep at a threshold given as the share users give."""
-    sublayers = held_sublayers(target.run)
+    sublayers = target.run.sublayers
     cutoff = cutoff_of(target, sweep(target, sublayers), threshold)
     return sweep(target, sublayers, cutoff, rule=rule)
 
@@ -75,7 +75,7 @@ def swept_at(target: Target, threshold: float, rule: str = "absolute") -> Sweep:
 def test_identities_hold_for_every_target(case: Case) -> None:
     """Ungated: Σ leaves = target, inflow = attribution = outflow."""
     run = random_run(case)
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     for make in TARGETS.values():
         target = make(run)
         swept = sweep(target, sublayers)
@@ -89,7 +89,7 @@ def test_identities_hold_for_every_target(case: Case) -> None:
 def test_identities_hold_behind_a_gate(case: Case, rule: str, threshold: float) -> None:
     """Whatever the gate stops is booked as pruned, so both identities hold as before."""
     run = random_run(case)
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     for name in ("difference", "combination", "feature"):
         target = TARGETS[name](run)
         swept = swept_at(target, threshold, rule)
@@ -101,7 +101,7 @@ def test_identities_hold_behind_a_gate(case: Case, rule: str, threshold: float) 
 def test_identities_hold_in_float32(case: Case) -> None:
     """The same to 1e-4 of Σ|terms| in single precision."""
     run = random_run(case, torch.float32)
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     for name in ("difference", "centered", "feature", "combination"):
         target = TARGETS[name](run)
         for threshold in (0.0, 0.05):
@@ -132,7 +132,7 @@ def test_identities_hold_where_attention_has_an_error(cutoff: float) -> None:
     """Heads that miss a part of attention leave an error, and constants pass by the row sums."""
     run = with_leaking_patterns(random_run(Case("two layers", "relu", skip=True)))
     assert all(float(layer.attention_error.abs().max()) > 0.01 for layer in run.layers)
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     for make in TARGETS.values():
         target = make(run)
         swept = sweep(target, sublayers, cutoff)
@@ -149,7 +149,7 @@ def test_thresholds_from_none_to_all(rule: str, threshold: float) -> None:
     """The identities hold from a graph of everything to one of the direct paths alone."""
     for case in (Case("two layers", "neurons"), Case("two layers", "relu", skip=True)):
         target = TARGETS["difference"](random_run(case))
-        sublayers = held_sublayers(target.run)
+        sublayers = target.run.sublayers
         swept = swept_at(target, threshold, rule)
         assert_closed(target, swept)
         assert_conserved(target, sublayers, swept)
@@ -160,7 +160,7 @@ def test_thresholds_from_none_to_all(rule: str, threshold: float) -> None:
 def test_gate_rule_is_what_it_says() -> None:
     """Absolute keeps |a·u| >= cutoff, signed a·u >= cutoff, both only what the target reaches."""
     target = TARGETS["logit of an earlier position"](random_run(Case("two layers", "jumprelu")))
-    sublayers = held_sublayers(target.run)
+    sublayers = target.run.sublayers
     for rule in ("absolute", "signed"):
         swept = sweep(target, sublayers, 0.05, rule=rule)
         negative = 0
@@ -175,7 +175,7 @@ def test_gate_rule_is_what_it_says() -> None:
 def test_skips_pass_every_threshold() -> None:
     """A skip is a linear path, not a choice: no gate stops it, and it is kept where reached."""
     target = TARGETS["logit"](random_run(Case("two layers", "relu", skip=True)))
-    for layer, keep in zip(held_sublayers(target.run), swept_at(target, 1e6).keep, strict=True):
+    for layer, keep in zip(target.run.sublayers, swept_at(target, 1e6).keep, strict=True):
         if layer.always is not None:
             reached = layer.positions() == target.pos
             assert torch.equal(keep, layer.always & reached)
@@ -184,7 +184,7 @@ def test_skips_pass_every_threshold() -> None:
 def test_nothing_above_the_target_is_attributed() -> None:
     """A feature of layer 0 is not explained by later layers, nor a position by later ones."""
     target = TARGETS["feature of layer 0"](random_run(Case("full context", "neurons", seed=6)))
-    swept = sweep(target, held_sublayers(target.run))
+    swept = sweep(target, target.run.sublayers)
     assert all(not keep.any() for keep in swept.keep[1:])
     assert bool((swept.leaves.token[1:] == 0).all())
 
@@ -194,7 +194,7 @@ def test_nothing_above_the_target_is_attributed() -> None:
 def test_identities_hold_for_any_choice_of_nodes(case: Case, data: some.DataObject) -> None:
     """`only=`: any set of nodes is a circuit whose flow is conserved."""
     target = TARGETS[data.draw(some.sampled_from(sorted(TARGETS)))](random_run(case))
-    sublayers = held_sublayers(target.run)
+    sublayers = target.run.sublayers
     source = torch.Generator().manual_seed(data.draw(some.integers(0, 2**16)))
     share = data.draw(some.floats(0, 1))
     only = [torch.rand(layer.n_nodes, generator=source) < share for layer in sublayers]
@@ -215,7 +215,7 @@ def test_identities_hold_for_any_prompt(seed: int, threshold: float) -> None:
     target = TARGETS["combination"](run)
     swept = swept_at(target, threshold)
     assert_closed(target, swept)
-    assert_conserved(target, held_sublayers(run), swept)
+    assert_conserved(target, run.sublayers, swept)
 
 
 @given(
@@ -225,7 +225,7 @@ def test_identities_hold_for_any_prompt(seed: int, threshold: float) -> None:
 def test_attribution_is_linear_in_the_target(weights: list[float], signed: bool) -> None:
     """The ungated sweep of a·f + b·g is a times that of f plus b times that of g."""
     run = random_run(Case("deep", "topk", seed=2))
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     parts = [TARGETS[name](run) for name in ("logit", "feature of layer 0", "direction")]
     total = sum(
         (w * part for w, part in zip(weights[1:], parts[1:], strict=True)), weights[0] * parts[0]
@@ -254,7 +254,7 @@ def test_values_are_those_of_the_original_model(case: Case) -> None:
         "centered": logits[-1, 0] - logits[-1].mean(),
     }
     for name, value in expected.items():
-        found = sweep(TARGETS[name](run), held_sublayers(run)).leaves.total()
+        found = sweep(TARGETS[name](run), run.sublayers).leaves.total()
         assert found == pytest.approx(float(value), abs=1e-9)
 
 
@@ -268,14 +268,14 @@ class TestStrongest:
 
     @staticmethod
     def ungated(run: Run) -> Sweep:
-        return sweep(TARGETS["logit of an earlier position"](run), held_sublayers(run))
+        return sweep(TARGETS["logit of an earlier position"](run), run.sublayers)
 
     @pytest.mark.parametrize("count", [0, 1, 7, 10_000])
     def test_takes_the_largest(self, count: int) -> None:
         """The chosen are at least as strong as the rest, never more than asked for."""
         run = random_run(CASES[0])
         swept = self.ungated(run)
-        chosen = torch.cat(strongest(swept, held_sublayers(run), count))
+        chosen = torch.cat(strongest(swept, run.sublayers, count))
         strength = torch.cat([part.abs() for part in swept.attribution])
         reachable = int((torch.cat(swept.keep) & (strength > 0)).sum())
         assert int(chosen.sum()) == min(count, reachable)
@@ -288,14 +288,14 @@ class TestStrongest:
         swept = self.ungated(run)
         level = [torch.ones_like(part) for part in swept.attribution]
         tied = Sweep(level, [torch.ones_like(keep) for keep in swept.keep], [], swept.leaves)
-        chosen = torch.cat(strongest(tied, held_sublayers(run), 5))
+        chosen = torch.cat(strongest(tied, run.sublayers, 5))
         assert chosen.nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize("count", [0, 3])
     def test_skips_take_no_place(self, count: int) -> None:
         """What is kept anyway is not chosen, so `count` is the number of other nodes."""
         run = random_run(Case("two layers", "relu", skip=True))
-        sublayers = held_sublayers(run)
+        sublayers = run.sublayers
         target = TARGETS["difference"](run)
         chosen = strongest(sweep(target, sublayers), sublayers, count)
         assert sweep(target, sublayers, only=chosen).n_kept(sublayers) == count
@@ -306,7 +306,7 @@ def test_cutoff_of_a_target_near_zero_is_not_zero() -> None:
     """A share of max(|target|, 1e-3·Σ|leaf|): a target of 0 does not keep every rounding error."""
     run = random_run(CASES[0])
     zero = run.logit(2) - run.logit(2)
-    ungated = sweep(run.logit(2), held_sublayers(run))
+    ungated = sweep(run.logit(2), run.sublayers)
     assert cutoff_of(zero, ungated, 0.1) == pytest.approx(1e-4 * ungated.leaves.magnitude())
     large = run.logit(2)
     assert cutoff_of(large, ungated, 0.1) == pytest.approx(0.1 * abs(large.value), rel=1e-9)

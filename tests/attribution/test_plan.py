@@ -8,7 +8,6 @@ from attribution import plan as planning
 from attribution.flow import flow_edges
 from attribution.sweep import sweep
 from circuits import plan, trace
-from replacement.held import held_sublayers
 from tests.samples import Case, random_run
 
 CASES = [
@@ -24,7 +23,7 @@ def test_the_count_of_edges_is_a_close_bound(case: Case) -> None:
     """No more edges than counted, and with nothing at zero most of them."""
     run = random_run(case)
     target = run.logit(1)
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     swept = sweep(target, sublayers)
     flow = flow_edges(target, sublayers, swept)
     places = [layer.positions()[kept] for layer, kept in zip(sublayers, swept.kept(), strict=True)]

@@ -15,7 +15,7 @@ from attribution.flow import flow_edges
 from attribution.sweep import Sweep, sweep
 from replacement.edits import Removal, held_knock_outs
 from replacement.families import HeadWeights
-from replacement.held import Gate, NodeRows, Reads, Step, Sublayer, held_sublayers
+from replacement.held import Gate, NodeRows, Reads, Step, Sublayer
 from replacement.layers import JumpReLU, Transcoder
 from replacement.norms import Norm
 from replacement.recording import run_of_record
@@ -232,7 +232,7 @@ def test_held_knock_out_needs_clamped_pruned_nodes() -> None:
     """
     run = real_run(PLAIN)
     target = y_target(run, stage=4, value=16.0)
-    swept = sweep(target, held_sublayers(run), 5.0)
+    swept = sweep(target, run.sublayers, 5.0)
     assert [part.tolist() for part in swept.attribution[1::2]] == [[3, 6], [8, 4]]
     knocked = [Removal("feature", 0, "mlp", 0, 1)]
     everything = [torch.ones_like(keep) for keep in swept.keep]

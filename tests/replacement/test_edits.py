@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attribution.sweep import sweep
 from replacement.edits import Removal, free_knock_outs, held_knock_outs
-from replacement.held import Sublayer, held_sublayers
+from replacement.held import Sublayer
 from replacement.layers import Transcoder
 from replacement.model import ReplacementModel
 from replacement.run import Run
@@ -59,7 +59,7 @@ def test_held_knock_out_is_value_minus_attribution(case: Case, cutoff: float) ->
     For nodes, tokens, positions and errors alike; nodes the gate stopped are clamped.
     """
     run = random_run(case)
-    sublayers = held_sublayers(run)
+    sublayers = run.sublayers
     for name in MADE:
         target = TARGETS[name](run)
         swept = sweep(target, sublayers, cutoff)
@@ -77,7 +77,7 @@ def test_held_knock_out_is_value_minus_attribution(case: Case, cutoff: float) ->
 def test_nodes_not_clamped_give_another_value() -> None:
     """Control: predictions of a gated circuit do not hold when pruned nodes react too."""
     target = TARGETS["difference"](random_run(SMOOTH))
-    sublayers = held_sublayers(target.run)
+    sublayers = target.run.sublayers
     swept = sweep(target, sublayers, 0.1)
     kept = [
         (removal, float(attribution))
@@ -97,7 +97,7 @@ def test_held_forward_is_affine_in_what_enters(case: Case) -> None:
     target = TARGETS["combination"](random_run(case))
     x, y = torch.randn(2, *target.run.token_writes.shape, dtype=torch.float64)
     everything = [
-        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in held_sublayers(target.run)
+        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in target.run.sublayers
     ]
 
     def value(entering: Tensor) -> float:
@@ -128,7 +128,7 @@ def test_nodes_that_do_not_exist_are_refused(knock_out: str, removal: Removal) -
     """An error that names the node, not a knock-out of something else."""
     target = TARGETS["logit"](random_run(SMOOTH))
     everything = [
-        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in held_sublayers(target.run)
+        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in target.run.sublayers
     ]
     with pytest.raises(ValueError, match=f"{removal.kind} {removal.index} of layer"):
         if knock_out == "held":
@@ -141,7 +141,7 @@ def test_no_removals_give_no_values() -> None:
     """An empty batch is an empty answer, held or free."""
     target = TARGETS["logit"](random_run(SMOOTH))
     everything = [
-        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in held_sublayers(target.run)
+        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in target.run.sublayers
     ]
     assert held_knock_outs(target, everything, []).shape == (0,)
     assert free_knock_outs(target, []).shape == (0,)
@@ -284,9 +284,9 @@ def test_free_knock_out_is_what_hooks_measure(
 def test_free_and_held_differ() -> None:
     """Control: letting patterns, norms and gates react changes what a knock-out does."""
     target = TARGETS["difference"](random_run(SMOOTH))
-    removals = every_node(held_sublayers(target.run)[0])
+    removals = every_node(target.run.sublayers[0])
     everything = [
-        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in held_sublayers(target.run)
+        torch.ones(layer.n_nodes, dtype=torch.bool) for layer in target.run.sublayers
     ]
     held = held_knock_outs(target, everything, removals)
     assert float((held - free_knock_outs(target, removals)).abs().max()) > 1e-3
@@ -323,7 +323,7 @@ def do_everything(model: nn.Module) -> None:
     run = ReplacementModel(model).run([1, 2, 3])
     removals = [Removal("head", 0, "attn", 1, 0), Removal("token", -1, "", 0, -1)]
     free_knock_outs(run.logit(2), removals)
-    masks = [torch.ones(layer.n_nodes, dtype=torch.bool) for layer in held_sublayers(run)]
+    masks = [torch.ones(layer.n_nodes, dtype=torch.bool) for layer in run.sublayers]
     held_knock_outs(run.logit(2), masks, removals)
 
 

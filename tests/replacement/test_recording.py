@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from replacement.held import held_sublayers
 from replacement.layers import (
     Active,
     FeatureLayer,
@@ -60,7 +59,7 @@ def test_nodes_constants_and_errors_rebuild_the_stream(case: Case) -> None:
     """Every stage = the one before + the sublayer's output + its error; output = nodes + bias."""
     run = random_run(case)
     torch.testing.assert_close(run.token_writes + run.position_writes, run.residuals[0])
-    for layer in held_sublayers(run):
+    for layer in run.sublayers:
         after = run.residuals[layer.reads_at] + layer.output + layer.error
         torch.testing.assert_close(run.residuals[layer.writes_at], after, rtol=0, atol=1e-12)
         written = layer.writes(torch.arange(layer.n_nodes))
@@ -251,7 +250,7 @@ def test_neurons_are_views_of_the_models_weights() -> None:
 def test_every_node_is_found_by_its_name(case: Case) -> None:
     """rows and find are inverse; what is not active, or not there, is not found."""
     run = random_run(case)
-    for layer in held_sublayers(run):
+    for layer in run.sublayers:
         rows = layer.rows(torch.arange(layer.n_nodes))
         assert torch.equal(rows.pos, layer.positions())
         for number, (kind, pos, index) in enumerate(

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from attribution.sweep import sweep
-from replacement.held import held_sublayers
 from replacement.model import ReplacementModel
 from replacement.run import Run
 from replacement.target import Target
@@ -116,15 +115,15 @@ def test_centered_leaves_out_the_common_offset() -> None:
     for token in range(1, run.weights.d_vocab):
         total = total + run.logit(token).centered()
     assert abs(total.value) < 1e-10
-    swept = sweep(total, held_sublayers(run))
+    swept = sweep(total, run.sublayers)
     assert max(float(part.abs().max()) for part in swept.attribution) < 1e-10
 
 
 def test_differences_of_centered_and_raw_logits_are_the_same() -> None:
     """The offset cancels, so every attribution is the same."""
     run = random_run(BIASED)
-    raw = sweep(run.logit(2) - run.logit(5), held_sublayers(run))
-    centred = sweep(run.logit(2).centered() - run.logit(5).centered(), held_sublayers(run))
+    raw = sweep(run.logit(2) - run.logit(5), run.sublayers)
+    centred = sweep(run.logit(2).centered() - run.logit(5).centered(), run.sublayers)
     for one, two in zip(raw.attribution, centred.attribution, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
@@ -228,7 +227,7 @@ def test_an_inactive_feature_can_be_explained() -> None:
         run.weights.layers[1].mlp_norm.eps,
     )
     assert target.value == pytest.approx(float(mlp.read[idle] @ y + mlp.read_bias[idle]), abs=1e-12)
-    swept = sweep(target, held_sublayers(run))
+    swept = sweep(target, run.sublayers)
     assert swept.leaves.total() == pytest.approx(target.value, abs=1e-10)
 
 

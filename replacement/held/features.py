@@ -1,0 +1,72 @@
+"""Sublayers read as features: one scalar node per active feature, its gate held."""
+
+import abc
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement.held.sublayer import Gate, NodeRows, Reads, Step, Sublayer
+from replacement.layer_run import AttentionRun, MLPRun
+from replacement.layers import Active, FeatureLayer
+
+
+class HeldFeatures(Sublayer):
+    """What all sublayers of features share; how they read differs."""
+
+    always = None
+
+    def __init__(
+        self, layer: int, run: AttentionRun | MLPRun, active: Active, features: FeatureLayer
+    ) -> None:
+        self.layer, self.active, self.features = layer, active, features
+        self.node_kind, self.dense = features.kind, active.dense
+        self.n_pos = active.n_pos
+        self.n_nodes = self.n_active = len(active)
+        self.output, self.error = run.output, run.error
+        self.write_bias = features.write_bias
+
+    @abc.abstractmethod
+    def _carry(
+        self,
+        coefficient: Float[Tensor, " active"],
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        """The gradient at the stream and the constants read, from u · gate of every feature."""
+
+    @abc.abstractmethod
+    def read_of(self, pos: int, index: int) -> Reads:
+        """Return how one feature reads at a position, active or not: its pre-activation."""
+
+    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
+        downstream = self.active.dots(self.features.write, gradient)
+        attribution = self.active.activation * downstream
+        keep = gate(attribution)
+        carried, constants = self._carry(downstream * self.active.gate * keep)
+        return Step(attribution, keep, carried, constants)
+
+    def _coefficients(
+        self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, " chosen"]:
+        """u · gate of chosen features."""
+        rows = self.features.write[self.active.index[nodes]]
+        return (rows * gradient[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]
+
+    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
+        rows = self.features.write[self.active.index[nodes]]
+        return self.active.activation[nodes, None] * rows
+
+    def positions(self) -> Int[Tensor, " node"]:
+        return self.active.pos
+
+    def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
+        active = self.active
+        kinds = [self.node_kind] * len(nodes)
+        return NodeRows(kinds, active.pos[nodes], active.index[nodes], active.activation[nodes])
+
+    def find(self, kind: str, pos: int, index: int) -> int:
+        if not 0 <= pos < self.n_pos or kind != self.node_kind:
+            return -1
+        start, end = self.active.offsets[pos : pos + 2].tolist()
+        place = torch.searchsorted(self.active.index[start:end], index)
+        found = int(place) < end - start and int(self.active.index[start + place]) == index
+        return start + int(place) if found else -1

@@ -1,0 +1,112 @@
+"""Attention as the model's own heads, their patterns held."""
+
+from functools import cached_property
+
+import einops
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement.families import HeadWeights
+from replacement.held.sublayer import Gate, NodeRows, Reads, Step, Sublayer
+from replacement.layer_run import AttentionRun
+from replacement.norms import Norm
+from replacement.weights import LayerWeights
+
+
+class HeldPatterns:
+    """What vectors that read heads' outputs read of the layer's input, patterns held."""
+
+    def __init__(self, run: AttentionRun, heads: HeadWeights, norm: Norm) -> None:
+        self.run, self.heads, self.norm = run, heads, norm
+
+    def reading(
+        self, gradient: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch head d_head"]:
+        """Return what a gradient at attention's output reads of every head's mixed values."""
+        return (gradient @ self.heads.output.T).unflatten(-1, (self.heads.n_heads, -1))
+
+    @cached_property
+    def constant_values(self) -> Float[Tensor, "head d_head"]:
+        """The part of every value vector that no node wrote: norm bias through W_V, and b_V."""
+        constant = self.norm.constant(self.heads.value.T)
+        if self.heads.value_bias is not None:
+            constant = constant + self.heads.value_bias
+        return einops.rearrange(constant, "(head d_head) -> head d_head", head=self.heads.n_heads)
+
+    def carry(
+        self, reading: Float[Tensor, "pos head d_head"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        """Return the gradient at the residual stream, and what is read of constants, by query."""
+        carried = einops.einsum(
+            self.run.pattern, reading, "head query key, query head d_head -> key head d_head"
+        )
+        at_input = einops.rearrange(carried, "key head d_head -> key (head d_head)")
+        pulled = self.norm.pull(at_input @ self.heads.value.T) / self.run.scale[:, None]
+        per_head = (reading * self.constant_values).sum(-1)
+        return pulled, (per_head * self.run.pattern.sum(-1).T).sum(-1)
+
+    def read_vectors(
+        self, reading: Float[Tensor, "node d_head"], head: int
+    ) -> Float[Tensor, "node d_model"]:
+        """Return how readings of one head's mixed values read the stream, times 1/scale."""
+        return self.norm.pull(reading @ self.heads.value_of_head[head].T)
+
+
+class HeldHeads(Sublayer):
+    """An attention layer as heads, one vector-valued node per position and head."""
+
+    name, node_kind, local, dense = "attn", "head", False, False
+    always = None
+
+    def __init__(self, layer: int, run: AttentionRun, weights: LayerWeights) -> None:
+        assert run.mixed is not None, "heads are nodes, so their values were recorded"
+        self.layer, self.reads_at, self.writes_at = layer, 2 * layer, 2 * layer + 1
+        self.run, self.heads, self.mixed = run, weights.heads, run.mixed
+        self.held = HeldPatterns(run, weights.heads, weights.attention_norm)
+        self.n_pos, self.n_heads = run.mixed.shape[:2]
+        self.n_nodes = self.n_pos * self.n_heads
+        self.output, self.error = run.output, run.error
+        self.write_bias = self.heads.output_bias
+
+    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
+        reading = self.held.reading(gradient)
+        attribution = (reading * self.mixed).sum(-1).flatten()
+        keep = gate(attribution)
+        carried, constants = self.held.carry(reading * keep.view(self.n_pos, self.n_heads, 1))
+        return Step(attribution, keep, carried, constants)
+
+    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+        query, head = nodes // self.n_heads, nodes % self.n_heads
+        output = self.heads.output_of_head
+        reading = gradient.new_empty(len(nodes), output.shape[1])
+        vector = gradient.new_empty(len(nodes), gradient.shape[-1])
+        for number in head.unique().tolist():
+            here = head == number
+            reading[here] = gradient[query[here]] @ output[number].T
+            vector[here] = self.held.read_vectors(reading[here], number)
+        pattern = self.run.pattern[head, query]
+        constant = (reading * self.held.constant_values[head]).sum(-1) * pattern.sum(-1)
+        return Reads(vector[:, None], (pattern / self.run.scale)[:, None], constant)
+
+    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
+        pos, head = nodes // self.n_heads, nodes % self.n_heads
+        mixed = self.mixed[pos, head]
+        output = self.heads.output_of_head
+        written = mixed.new_empty(len(nodes), output.shape[-1])
+        for number in head.unique().tolist():
+            written[head == number] = mixed[head == number] @ output[number]
+        return written
+
+    def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
+        activation = self.writes(nodes).norm(dim=-1)
+        kinds = ["head"] * len(nodes)
+        return NodeRows(kinds, nodes // self.n_heads, nodes % self.n_heads, activation)
+
+    def positions(self) -> Int[Tensor, " node"]:
+        places = torch.arange(self.n_pos, device=self.error.device)
+        return places.repeat_interleave(self.n_heads)
+
+    def find(self, kind: str, pos: int, index: int) -> int:
+        exists = kind == "head" and 0 <= pos < self.n_pos and 0 <= index < self.n_heads
+        return pos * self.n_heads + index if exists else -1

@@ -1,0 +1,116 @@
+"""An MLP as features or neurons, its skip beside them."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement.held.features import HeldFeatures
+from replacement.held.sublayer import Gate, NodeRows, Reads, Step
+from replacement.layer_run import MLPRun
+from replacement.weights import LayerWeights
+
+
+class HeldMLP(HeldFeatures):
+    """An MLP as features (or neurons), followed by one skip node a position where it has a skip."""
+
+    name, local = "mlp", True
+
+    def __init__(self, layer: int, run: MLPRun, weights: LayerWeights) -> None:
+        super().__init__(layer, run, run.active, weights.mlp)
+        self.reads_at, self.writes_at = 2 * layer + 1, 2 * layer + 2
+        self.run, self.norm = run, weights.mlp_norm
+        if run.skip_output is not None:
+            self.n_nodes += self.n_pos
+            self.always = torch.zeros(self.n_nodes, dtype=torch.bool, device=self.error.device)
+            self.always[self.n_active :] = True
+
+    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
+        if self.run.skip_output is None:
+            return super().step(gradient, gate)
+        assert self.features.skip is not None
+        skipped = (gradient * self.run.skip_output).sum(-1)
+        whole: list[Tensor] = []
+
+        def of_features(attribution: Float[Tensor, " active"]) -> Tensor:
+            whole.append(torch.cat([attribution, skipped]))
+            whole.append(gate(whole[0]))
+            return whole[1][: self.n_active]
+
+        step = super().step(gradient, of_features)
+        around = gradient @ self.features.skip
+        carried = step.gradient + self._pulled(around)
+        constants = step.constants + self.norm.constant(around)
+        return Step(whole[0], whole[1], carried, constants)
+
+    def _pulled(self, at_input: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        return self.norm.pull(at_input) / self.run.scale[:, None]
+
+    def _carry(
+        self, coefficient: Float[Tensor, " active"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        at_input = self.active.combine(self.features.read, coefficient)
+        biases = self.active.combine(self.features.read_bias[:, None], coefficient).squeeze(-1)
+        return self._pulled(at_input), biases + self.norm.constant(at_input)
+
+    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+        is_feature = nodes < self.n_active
+        index = self.active.index[nodes[is_feature]]
+        coefficient = self._coefficients(gradient, nodes[is_feature])
+        vector = gradient.new_zeros(len(nodes), gradient.shape[-1])
+        vector[is_feature] = coefficient[:, None] * self.features.read[index]
+        bias = gradient.new_zeros(len(nodes))
+        bias[is_feature] = coefficient * self.features.read_bias[index]
+        pos = self.positions()[nodes]
+        if self.features.skip is not None:
+            vector[~is_feature] = gradient[pos[~is_feature]] @ self.features.skip
+        return self._local(vector, pos, bias)
+
+    def read_of(self, pos: int, index: int) -> Reads:
+        where = torch.tensor([pos], device=self.error.device)
+        return self._local(
+            self.features.read[index, None], where, self.features.read_bias[index, None]
+        )
+
+    def _local(
+        self,
+        vector: Float[Tensor, "node d_model"],
+        pos: Int[Tensor, " node"],
+        bias: Float[Tensor, " node"],
+    ) -> Reads:
+        """Reads at one position each."""
+        factor = vector.new_zeros(len(vector), 1, self.n_pos)
+        rows = torch.arange(len(vector), device=pos.device)
+        factor[rows, 0, pos] = 1 / self.run.scale[pos]
+        return Reads(self.norm.pull(vector)[:, None], factor, bias + self.norm.constant(vector))
+
+    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
+        if self.run.skip_output is None:
+            return super().writes(nodes)
+        is_feature = nodes < self.n_active
+        written = self.error.new_zeros(len(nodes), self.error.shape[-1])
+        written[is_feature] = super().writes(nodes[is_feature])
+        written[~is_feature] = self.run.skip_output[nodes[~is_feature] - self.n_active]
+        return written
+
+    def positions(self) -> Int[Tensor, " node"]:
+        if self.run.skip_output is None:
+            return self.active.pos
+        skips = torch.arange(self.n_pos, device=self.error.device)
+        return torch.cat([self.active.pos, skips])
+
+    def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
+        if self.run.skip_output is None:
+            return super().rows(nodes)
+        is_feature = nodes < self.n_active
+        kinds = [self.node_kind if feature else "skip" for feature in is_feature.tolist()]
+        index = torch.full_like(nodes, -1)
+        index[is_feature] = self.active.index[nodes[is_feature]]
+        activation = self.error.new_zeros(len(nodes))
+        activation[is_feature] = self.active.activation[nodes[is_feature]]
+        activation[~is_feature] = self.writes(nodes[~is_feature]).norm(dim=-1)
+        return NodeRows(kinds, self.positions()[nodes], index, activation)
+
+    def find(self, kind: str, pos: int, index: int) -> int:
+        if kind == "skip" and self.run.skip_output is not None and 0 <= pos < self.n_pos:
+            return self.n_active + pos
+        return super().find(kind, pos, index)

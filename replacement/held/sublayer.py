@@ -1,0 +1,93 @@
+"""The small interface attribution runs on: carry a vector back, say what nodes read and wrote."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Gate = Callable[[Float[Tensor, " node"]], Bool[Tensor, " node"]]
+"""From the attributions of a sublayer's nodes to which of them are kept."""
+
+
+class Step(NamedTuple):
+    """One sublayer of a sweep."""
+
+    attribution: Float[Tensor, " node"]
+    keep: Bool[Tensor, " node"]
+    gradient: Float[Tensor, "pos d_model"]
+    """What the kept nodes add to the derivative at the residual stream they read."""
+    constants: Float[Tensor, " pos"]
+    """What the kept nodes carry of constants they read: encoder biases, norm bias, value bias."""
+
+
+class Reads(NamedTuple):
+    """How nodes read: `sum over part, pos of factor · (vector[part] · x[pos]) + constant`.
+
+    One part, except where a node reads through several heads.
+    """
+
+    vector: Float[Tensor, "node part d_model"]
+    factor: Float[Tensor, "node part pos"]
+    constant: Float[Tensor, " node"]
+
+
+@dataclass(frozen=True)
+class NodeRows:
+    """What the nodes of a sublayer are called, one row a node."""
+
+    kind: list[str]
+    pos: Int[Tensor, " node"]
+    index: Int[Tensor, " node"]
+    activation: Float[Tensor, " node"]
+
+
+class Sublayer(abc.ABC):
+    """One attention or MLP of a held run."""
+
+    layer: int
+    name: str
+    """ "attn" or "mlp"."""
+    reads_at: int
+    """Stage of the residual stream it reads."""
+    writes_at: int
+    """First stage that holds what it writes."""
+    node_kind: str
+    """Kind of its nodes (a skip apart)."""
+    local: bool
+    """True if every node reads its own position only."""
+    dense: bool
+    """True where every node is active at every position."""
+    n_nodes: int
+    always: Bool[Tensor, " node"] | None
+    """Nodes that no threshold stops (the skip of a transcoder)."""
+    output: Float[Tensor, "pos d_model"]
+    """All nodes together with the write bias."""
+    write_bias: Float[Tensor, " d_model"] | None
+    error: Float[Tensor, "pos d_model"]
+
+    @abc.abstractmethod
+    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
+        """Carry the derivative at the output back to the input through the nodes `gate` keeps."""
+
+    @abc.abstractmethod
+    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+        """Return how `nodes` read, weighted by what they do to the target (u · gate)."""
+
+    @abc.abstractmethod
+    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
+        """Return the vectors that `nodes` wrote in the run."""
+
+    @abc.abstractmethod
+    def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
+        """Return what `nodes` are called."""
+
+    @abc.abstractmethod
+    def positions(self) -> Int[Tensor, " node"]:
+        """Return the position of every node."""
+
+    @abc.abstractmethod
+    def find(self, kind: str, pos: int, index: int) -> int:
+        """Return the number of a node among this sublayer's, -1 if it has no such node."""

@@ -1,0 +1,126 @@
+"""A forward pass through one held sublayer, for a batch of edited residual streams.
+
+Scales, patterns and gates are those of the run. Kept nodes react linearly, the others write what
+they wrote in the run, and each row of the batch loses the node knocked out in it. Written without
+any code of the backward sweep, so that the two check each other.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from replacement.held import Sublayer
+from replacement.layers import Active, FeatureLayer, Lorsa
+from replacement.run import Run
+
+
+class Knocked(NamedTuple):
+    """The knock-outs of one sublayer: which row of the batch loses which node."""
+
+    batch: Int[Tensor, " removed"]
+    node: Int[Tensor, " removed"]
+
+
+def held_forward(
+    run: Run,
+    layer: Sublayer,
+    stream: Float[Tensor, "batch pos d_model"],
+    kept: Bool[Tensor, " node"],
+    knocked: Knocked,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Return what a sublayer writes on edited streams, its write bias included, not its error."""
+    if layer.name == "mlp":
+        return _of_mlp(run, layer, stream, kept, knocked)
+    block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].attention
+    y = block.attention_norm.apply(stream, recorded.scale)
+    if isinstance(block.attention, Lorsa):
+        assert recorded.active is not None
+        active, moving = recorded.active, _moving(kept, knocked)
+        live = _lorsa_pre_activations(block.attention, recorded.pattern, y, active, moving)
+        return _of_features(block.attention, active, live, moving, kept, knocked)
+    heads = block.heads
+    mixed = heads.mix(recorded.pattern, y)
+    if block.attention is None:
+        assert recorded.mixed is not None
+        mixed = torch.where(kept.view(*recorded.mixed.shape[:2], 1), mixed, recorded.mixed)
+        mixed[knocked.batch, knocked.node // heads.n_heads, knocked.node % heads.n_heads] = 0
+        return heads.write(mixed)
+    assert recorded.active is not None
+    moving = _moving(kept, knocked)
+    live = _pre_activations(block.attention, heads.write(mixed), recorded.active, moving)
+    return _of_features(block.attention, recorded.active, live, moving, kept, knocked)
+
+
+def _of_mlp(
+    run: Run,
+    layer: Sublayer,
+    stream: Float[Tensor, "batch pos d_model"],
+    kept: Bool[Tensor, " node"],
+    knocked: Knocked,
+) -> Float[Tensor, "batch pos d_model"]:
+    block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].mlp
+    active, features = recorded.active, block.mlp
+    y = block.mlp_norm.apply(stream, recorded.scale)
+    is_feature = knocked.node < len(active)
+    of_features = Knocked(knocked.batch[is_feature], knocked.node[is_feature])
+    kept = kept[: len(active)]
+    moving = _moving(kept, of_features)
+    live = _pre_activations(features, y, active, moving)
+    written = _of_features(features, active, live, moving, kept, of_features)
+    if features.skip is None:
+        return written
+    around = y @ features.skip.T
+    around[knocked.batch[~is_feature], knocked.node[~is_feature] - len(active)] = 0
+    return written + around
+
+
+def _moving(kept: Bool[Tensor, " node"], knocked: Knocked) -> Int[Tensor, " moving"]:
+    """The nodes whose activation is not that of the run in every row of the batch."""
+    touched = kept.clone()
+    touched[knocked.node] = True
+    return touched.nonzero(as_tuple=True)[0]
+
+
+def _pre_activations(
+    features: FeatureLayer,
+    y: Float[Tensor, "batch pos d_model"],
+    active: Active,
+    moving: Int[Tensor, " moving"],
+) -> Float[Tensor, "batch moving"]:
+    pos, index = active.pos[moving], active.index[moving]
+    return (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
+
+
+def _lorsa_pre_activations(
+    lorsa: Lorsa,
+    pattern: Float[Tensor, "head query key"],
+    y: Float[Tensor, "batch pos d_model"],
+    active: Active,
+    moving: Int[Tensor, " moving"],
+) -> Float[Tensor, "batch moving"]:
+    """Mixed head by head, position by position: slow, and nothing like the sweep."""
+    pos, index = active.pos[moving], active.index[moving]
+    values = y @ lorsa.read[index].T  # batch key moving
+    weights = pattern[index // lorsa.group, pos]  # moving key
+    return (values * weights.T).sum(1) + lorsa.read_bias[index]
+
+
+def _of_features(
+    features: FeatureLayer,
+    active: Active,
+    pre: Float[Tensor, "batch moving"],
+    moving: Int[Tensor, " moving"],
+    kept: Bool[Tensor, " node"],
+    knocked: Knocked,
+) -> Float[Tensor, "batch pos d_model"]:
+    """What all features write, given the live pre-activations of those that move."""
+    still = torch.ones_like(active.activation, dtype=torch.bool)
+    still[moving] = False
+    written = active.combine(features.write, active.activation * still).repeat(len(pre), 1, 1)
+    live = torch.where(kept[moving], active.gate[moving] * pre, active.activation[moving])
+    live[knocked.batch, torch.searchsorted(moving, knocked.node)] = 0
+    rows = features.write[active.index[moving]]
+    written.index_add_(1, active.pos[moving], live[..., None] * rows)
+    return written + features.write_bias
