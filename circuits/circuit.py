@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import networkx
     from scipy.sparse import csr_array
 
+    from circuits.attention import AttentionOf
     from circuits.testing import KnockOuts
 
 
@@ -125,12 +126,44 @@ class Circuit:
 
         if batch is not None and (not isinstance(batch, int) or batch < 1):
             raise ValueError(f"circuit.test(batch={batch!r}): how many at once, 1 or more.")
+        run = self._attached("test")
+        return knock_out_each(self.data, run, batch=batch, progress=progress)
+
+    def attention(self, node: int | str, *, keys: int = 2, max_nodes: int = 64) -> "AttentionOf":
+        """Return what a head or Lorsa head moved from which key, and why it looked there.
+
+        `node`: its number in the node table or its name ("L1.head 3@14"). For the `keys` keys it
+        moved most from: the exact split of the attention score over pairs of nodes (of the whole
+        run, not of this circuit alone, with at most `max_nodes` a side named), and of the score's
+        contrast with all other keys. See `circuits.attention.attention_of`.
+
+        >>> from circuits import load, trace
+        >>> model = load("four-tasks", attention="heads")
+        >>> run = model.run("apple Oliver tower siege lamp apple Oliver tower")
+        >>> circuit = trace(run.logit(" siege") - run.logit(" lamp"))
+        >>> heads = circuit.nodes[circuit.nodes["kind"].eq("head")]
+        >>> answer = circuit.attention(int(heads["attribution"].idxmax()))
+        >>> bool(abs(answer.keys["moved"].sum() - answer.attribution) < 1e-3)
+        True
+        """
+        from circuits.attention import attention_of
+
+        for name, count in (("keys", keys), ("max_nodes", max_nodes)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"circuit.attention({name}={count!r}): a whole number, 1 or more.")
+        return attention_of(
+            self.data, self._attached("attention"), node, keys=keys, max_nodes=max_nodes
+        )
+
+    def _attached(self, method: str) -> Any:
+        """The run, or an error that says how to get one."""
         if self.run is None:
+            model = self.meta.get("model", "...")
             raise ValueError(
-                "circuit.test(): this circuit was read from a file and has no model. "
-                f"Give it one: circuit.attach(load({self.meta.get('model', '...')!r})).test()"
+                f"circuit.{method}(...): this circuit was read from a file and has no model. "
+                f"Give it one: circuit.attach(load({model!r})).{method}(...)"
             )
-        return knock_out_each(self.data, self.run, batch=batch, progress=progress)
+        return self.run
 
     def _repr_svg_(self) -> str:
         return svg(self.data)

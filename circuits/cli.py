@@ -37,7 +37,12 @@ Mlp = Annotated[
     str | None,
     typer.Option(help='What MLPs are read as: "neurons", "transcoders", or a folder of them.'),
 ]
-Attention = Annotated[str, typer.Option(help='What attention is read as: "heads".')]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help='What attention is read as: "heads", "lorsa", "attention-saes", or a folder of them.'
+    ),
+]
 Threshold = Annotated[float, typer.Option(help="Share of the target a node must contribute.")]
 MaxNodes = Annotated[int | None, typer.Option(help="Keep at most so many nodes.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cuda where there is one.")]
@@ -87,7 +92,7 @@ def trace(
     explain: Explain,
     minus: Minus = None,
     mlp: Mlp = None,
-    attention: Attention = "heads",
+    attention: Attention = None,
     threshold: Threshold = 0.005,
     max_nodes: MaxNodes = None,
     device: Device = None,
@@ -123,7 +128,7 @@ def plan(
     explain: Explain,
     minus: Minus = None,
     mlp: Mlp = None,
-    attention: Attention = "heads",
+    attention: Attention = None,
     max_nodes: MaxNodes = None,
     device: Device = None,
     dtype: Dtype = None,

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from replacement.checkpoints import load_transcoders
+from circuits.reading import ATTENTION, MLP, chosen_layers
 from replacement.families import family_of
-from replacement.layers import FeatureLayer
 from replacement.model import ReplacementModel
 
 BUNDLED = ("four-tasks",)
@@ -27,8 +26,8 @@ def load(
     model: str | Path | nn.Module,
     tokenizer: Any = None,
     *,
-    mlp: str | Path | Sequence[FeatureLayer] | None = None,
-    attention: str = "heads",
+    mlp: Any = None,
+    attention: Any = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> ReplacementModel:
@@ -44,10 +43,13 @@ def load(
         its own.
     mlp
         What MLPs are read as: "neurons" (any model, no error), "transcoders" (those bundled with
-        the model), a folder of transcoders, or one layer per MLP. Default: bundled transcoders
-        where there are some, else neurons.
+        the model), a folder of transcoders, or a list with one of these words, a layer or None
+        (neurons) per MLP. Default: bundled transcoders where there are some, else neurons.
     attention
-        "heads": the model's own heads with the pattern of the run held.
+        What attention is read as: "heads" (the model's own, patterns held, no error), "lorsa" or
+        "attention-saes" (those bundled with the model), a folder of either, or a list with one of
+        these words, a layer or None (heads) per attention layer. Default: bundled Lorsa where there
+        is some, else heads.
     device, dtype
         Default: those of a model in memory; else cuda where there is one, and float32. Attribution
         needs float32 or float64.
@@ -70,11 +72,6 @@ def load(
             f"{type(model).__name__}: {model!r:.60}. For instance load({BUNDLED[0]!r}), or a hub "
             "name such as openai-community/gpt2."
         )
-    if attention != "heads":
-        raise ValueError(
-            f'load(attention={attention!r}): "heads" is what fits: the model\'s own heads, with '
-            "the pattern of the run held."
-        )
     kind = _dtype(dtype, model)
     where = _device(device, model)
     if isinstance(model, nn.Module):
@@ -84,10 +81,10 @@ def load(
         folder = _folder(model)
         hf_model, own = _from_pretrained(str(model), folder, kind, where)
         tokenizer, name = tokenizer or own, str(model)
-    mlps, read_as = _mlps(mlp, folder, kind, where)
-    return ReplacementModel(
-        hf_model, tokenizer, mlps, name=name, read_as={"mlp": read_as, "attention": attention}
-    )
+    mlps, mlp_name = chosen_layers(MLP, mlp, folder, kind, where)
+    attentions, attention_name = chosen_layers(ATTENTION, attention, folder, kind, where)
+    read_as = {"mlp": mlp_name, "attention": attention_name}
+    return ReplacementModel(hf_model, tokenizer, mlps, attentions, name=name, read_as=read_as)
 
 
 def _dtype(dtype: str | None, model: Any) -> torch.dtype:
@@ -233,33 +230,3 @@ def _check_architecture(name: str, config: Any) -> None:
             "(an activation function, most likely). Correct config.json."
         ) from None
     family_of(empty)
-
-
-def _mlps(
-    mlp: str | Path | Sequence[FeatureLayer] | None,
-    folder: Path | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Sequence[FeatureLayer] | None, str]:
-    """The layers that MLPs are read through (None: own neurons), and what to call them."""
-    bundled = None if folder is None else folder / "transcoders"
-    has_bundled = bundled is not None and bundled.is_dir()
-    if mlp is None:
-        mlp = "transcoders" if has_bundled else "neurons"
-    if mlp == "neurons":
-        return None, "neurons"
-    if mlp == "transcoders":
-        if bundled is None or not has_bundled:
-            raise ValueError(
-                'load(mlp="transcoders"): this model brings no transcoders of its own. Give the '
-                'folder of a set, mlp="./transcoders", or mlp="neurons".'
-            )
-        return load_transcoders(bundled, device=device, dtype=dtype), "transcoders"
-    if isinstance(mlp, str | Path):
-        return load_transcoders(mlp, device=device, dtype=dtype), Path(mlp).name
-    if not isinstance(mlp, Sequence) or not all(isinstance(one, FeatureLayer) for one in mlp):
-        raise TypeError(
-            f"load(mlp={mlp!r:.60}) is a {type(mlp).__name__}: give one layer per MLP as a list of "
-            'Transcoder, a folder of them, "neurons" or "transcoders".'
-        )
-    return mlp, "given"

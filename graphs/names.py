@@ -2,6 +2,8 @@
 
 import unicodedata
 
+import pandas as pd
+
 from graphs.graph import Graph
 
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -29,10 +31,21 @@ def node_names(graph: Graph) -> list[str]:
     >>> node_names(worked_example())
     ['"x"@0', 'L0.n0@0', 'L0.n1@0', 'L1.n0@0', 'L1.n1@0', 'y']
     """
-    label = target_label(graph)
-    columns = (graph.column(name).tolist() for name in _NAMED_BY)
+    label, targets = target_label(graph), graph.is_kind("target")
+    names = row_names(graph.nodes)
+    return [label if is_target else name for name, is_target in zip(names, targets, strict=True)]
+
+
+def row_names(rows: pd.DataFrame) -> list[str]:
+    """The name of every row of a table with a node table's columns; only targets have no name.
+
+    >>> from graphs.nodes import node_table
+    >>> row_names(node_table({"kind": ["lorsa"], "layer": [2], "pos": [9], "index": [7]}))
+    ['L2.lorsa 7@9']
+    """
+    columns = (rows[name].tolist() for name in _NAMED_BY)
     return [
-        label if kind == "target" else _name(kind, _place(layer, sublayer), pos, (index, token))
+        _name(kind, _place(layer, sublayer), pos, (index, token))
         for kind, layer, sublayer, pos, index, token in zip(*columns, strict=True)
     ]
 
@@ -97,8 +110,9 @@ def _name(kind: str, place: str, pos: int, number: tuple[int, str]) -> str:
         return f'"{readable(token)}"{at}'
     if kind not in _LONG:
         return f"{place} {kind}{at}".strip()
-    layer = place.split(".")[0]
-    return f"{layer}.{_LONG[kind]}{index if index >= 0 else ''}{at}"
+    # a feature of what attention wrote is not one of the MLP's; heads are attention anyway
+    where = place if kind == "feature" and place.endswith(".attn") else place.split(".")[0]
+    return f"{where}.{_LONG[kind]}{index if index >= 0 else ''}{at}"
 
 
 def _shown(character: str) -> str:

@@ -13,8 +13,8 @@ from replacement.explaining import direction_target, feature_target, logit_targe
 from replacement.held import HeldFeatures, Sublayer, held_sublayers
 from replacement.layer_run import LayerRun
 from replacement.prompts import single_token, whole_number
-from replacement.scores import SIDES, held_score
-from replacement.target import Target
+from replacement.scores import SIDES, held_score, rest_weights
+from replacement.target import Target, sum_of
 from replacement.weights import ModelWeights
 
 _PLURALS = {"feature": "features", "neuron": "neurons", "lorsa": "Lorsa heads"}
@@ -104,6 +104,7 @@ class Run:
         key: SupportsIndex = 0,
         *,
         side: str = "both",
+        contrast: bool = False,
     ) -> Target:
         """Return how strongly a head at `query` looks at `key`, before the softmax, as a target.
 
@@ -111,8 +112,12 @@ class Run:
         model. `head`: one of the model's heads, or of Lorsa's query-key heads where the layer is
         read through Lorsa (Lorsa head `i` uses number `i // group`). The score is bilinear:
         `side="query"` explains it by what was written at the query, the key fixed; "key" the other
-        way round; "both" is half of each. All three have the score as their value. The difference
-        of two keys' scores is what decides between them, since a softmax follows.
+        way round; "both" is half of each. All three have the score as their value.
+
+        A softmax follows, so keys compete: the difference of two keys' scores is what decides
+        between them. With `contrast` the target is the score less the mean score of the other keys,
+        weighted as the softmax weighs them: what makes the head look at this key rather than
+        elsewhere.
 
         Raises IndexError for a layer, head or position that does not exist, ValueError for a key
         that the query does not see or an unknown side.
@@ -133,7 +138,15 @@ class Run:
                 f"run.attention_score(query={query!r}, key={key!r}): position {place} does not see "
                 f"position {where}{window}. Give a key at or before the query."
             )
-        return score_target(self, held_score(self, depth, number, place, where), side)
+        weights = {where: 1.0}
+        if contrast:
+            weights = rest_weights(self.layers[depth].attention.pattern[number, place], where)
+        scores = [
+            weight * score_target(self, held_score(self, depth, number, place, pos), side)
+            for pos, weight in weights.items()
+        ]
+        label = scores[0].label.replace("score(", "contrast(") if contrast else scores[0].label
+        return dataclasses.replace(sum_of(scores), label=label.removeprefix("1·"), pos=place)
 
     @torch.no_grad()
     def direction(self, vector: Any, layer: SupportsIndex, pos: SupportsIndex = -1) -> Target:
@@ -160,11 +173,7 @@ class Run:
             raise ValueError(
                 "run.target([]): at least one term is needed, as Term.as_data gives it."
             )
-        made = [self._of_term(**term) for term in terms]
-        total = made[0]
-        for other in made[1:]:
-            total = total + other
-        return total
+        return sum_of([self._of_term(**term) for term in terms])
 
     def _of_term(
         self,

@@ -46,12 +46,16 @@ def held_score(run: Any, layer: int, head: int, query: int, key: int) -> HeldSco
     """Return one score of a recorded run (a `Run`), its sides held."""
     heads = run.weights.query_key(layer)
     norm, scale = run.weights.layers[layer].attention_norm, run.layers[layer].attention.scale
-    y = norm.apply(run.residuals[2 * layer], scale)
+
+    def normed(pos: int) -> Float[Tensor, "one d_model"]:
+        return norm.apply(run.residuals[2 * layer][pos, None], scale[pos, None])
 
     def side(pos: int, held: Any) -> StreamSide:
-        return _on_stream(held(head, pos, y[pos]), pos, y[pos], norm, scale[pos])
+        y = normed(pos)[0]
+        return _on_stream(held(head, pos, y), pos, y, norm, scale[pos])
 
-    asked, offered = heads.queries(y)[head, query], heads.keys(y)[heads.key_head(head), key]
+    asked = heads.queries(normed(query), query)[head, 0]
+    offered = heads.keys(normed(key), key)[heads.key_head(head), 0]
     return HeldScore(
         layer,
         head,
@@ -60,6 +64,26 @@ def held_score(run: Any, layer: int, head: int, query: int, key: int) -> HeldSco
         heads.scale,
         heads.scale * float(asked @ offered),
     )
+
+
+def rest_weights(pattern: Float[Tensor, " key"], key: int) -> dict[int, float]:
+    """Return what contrasts one key with the others: 1, and minus their share of the attention.
+
+    The others' weights are those of the softmax without the key; with them the sum is what decides
+    how much attention the key gets. Keys without attention are left out; if the key has all of it,
+    it stands alone.
+
+    >>> import torch
+    >>> rest_weights(torch.tensor([0.5, 0.25, 0.25]), 0)
+    {0: 1.0, 1: -0.5, 2: -0.5}
+    """
+    others = pattern.clone()
+    others[key] = 0
+    left = float(others.sum())
+    if left == 0:
+        return {key: 1.0}
+    shares = (others / left).tolist()
+    return {key: 1.0, **{pos: -share for pos, share in enumerate(shares) if share > 0}}
 
 
 def _on_stream(

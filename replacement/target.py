@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,3 +131,11 @@ class Target:
 
     def __repr__(self) -> str:
         return f"Target({self.label} = {self.value:.4f} at position {self.pos})"
+
+
+def sum_of(targets: Sequence[Target]) -> Target:
+    """Return the sum of one or more targets of one run."""
+    total = targets[0]
+    for other in targets[1:]:
+        total = total + other
+    return total

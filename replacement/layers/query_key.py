@@ -70,26 +70,26 @@ class QueryKey:
         return head * self.key.shape[0] // self.n_heads
 
     def queries(
-        self, y: Float[Tensor, "*batch pos d_model"]
+        self, y: Float[Tensor, "*batch pos d_model"], start: int = 0
     ) -> Float[Tensor, "*batch head pos d_head"]:
-        """Return the query of every head at every position, normed and turned."""
-        return self._side(y, self.query, self.query_bias, self.query_norm)
+        """Return the query of every head at positions from `start` on, normed and turned."""
+        return self._side(y, self.query, self.query_bias, self.query_norm, start)
 
     def keys(
-        self, y: Float[Tensor, "*batch pos d_model"]
+        self, y: Float[Tensor, "*batch pos d_model"], start: int = 0
     ) -> Float[Tensor, "*batch key_head pos d_head"]:
-        """Return the key of every key head at every position, normed and turned."""
-        return self._side(y, self.key, self.key_bias, self.key_norm)
+        """Return the key of every key head at positions from `start` on, normed and turned."""
+        return self._side(y, self.key, self.key_bias, self.key_norm, start)
 
     def _side(
-        self, y: Tensor, weight: Tensor, bias: Tensor | None, norm: HeadNorm | None
+        self, y: Tensor, weight: Tensor, bias: Tensor | None, norm: HeadNorm | None, start: int
     ) -> Tensor:
         side = y.unsqueeze(-3) @ weight
         if bias is not None:
             side = side + bias[:, None]
         if norm is not None:
             side = norm.apply(side)
-        return side if self.rotary is None else self.rotary.turned(side)
+        return side if self.rotary is None else self.rotary.turned(side, start)
 
     def _all_keys(self, y: Tensor) -> Tensor:
         """The keys that every head reads: one row a head."""
