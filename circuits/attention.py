@@ -30,6 +30,7 @@ class AttentionOf:
     """What a head or Lorsa head of a circuit moved, from which keys, and why it looked there."""
 
     name: str
+    layer: int
     head: int
     """The query-key head whose pattern it reads by."""
     query: int
@@ -82,6 +83,7 @@ def attention_of(
     at = (run, row.layer, head, row.pos)
     return AttentionOf(
         name=name,
+        layer=row.layer,
         head=head,
         query=row.pos,
         attribution=float(moved.sum()),
