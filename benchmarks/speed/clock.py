@@ -1,0 +1,80 @@
+"""How long parts take beside a reference, and how much memory one adds."""
+
+import ctypes
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Part = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The least time one part took, and its ratio to the forward passes run in turn with it."""
+
+    wall_ms: float
+    cpu_ms: float
+    wall_ratio: float
+    cpu_ratio: float
+
+
+def clocked(part: Part) -> tuple[float, float]:
+    """Return the wall-clock and the processor seconds of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    part()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def timings(parts: dict[str, Part], forward: Part, repeat: int) -> dict[str, Timing]:
+    """Return every part's least times and their ratios to the passes run in turn with it."""
+    samples: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in parts}
+    for part in parts.values():
+        part()
+    for _ in range(repeat):
+        for name, part in parts.items():
+            samples[name].append((*clocked(forward), *clocked(part)))
+    return {name: _timing(taken) for name, taken in samples.items()}
+
+
+def _timing(samples: list[tuple[float, float, float, float]]) -> Timing:
+    forward_wall, forward_cpu, wall, cpu = (min(column) for column in zip(*samples, strict=True))
+    measured = (1e3 * wall, 1e3 * cpu, wall / forward_wall, cpu / forward_cpu)
+    return Timing(*(round(number, 3) for number in measured))
+
+
+def memory_growth(part: Part) -> float | None:
+    """Return the megabytes `part` added to anonymous memory at its peak; None without /proc."""
+    _return_freed_memory()
+    start, ended = _anonymous_kb(), threading.Event()
+    seen = [start]
+
+    def sample() -> None:
+        while not ended.wait(0.001):
+            seen.append(_anonymous_kb())
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        result = part()
+        seen.append(_anonymous_kb())
+        del result
+    finally:
+        ended.set()
+        sampler.join()
+    return round((max(seen) - start) * 1024 / 1e6, 1) if start else None
+
+
+def _anonymous_kb() -> int:
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s*(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) if found else 0
+
+
+def _return_freed_memory() -> None:
+    """Give what loading freed back to the system, so that reuse of it counts as growth."""
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
