@@ -177,6 +177,51 @@ def show(
     _fail_above({"conservation": conservation})
 
 
+@app.command()
+def train(
+    model: Model,
+    texts: Annotated[Path, typer.Argument(help='One prompt a line (.jsonl: a "prompt" each).')],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the layers.")],
+    kind: Annotated[str, typer.Option(help="transcoders, lorsa or attention-saes.")] = "lorsa",
+    features: Annotated[int, typer.Option(help="Features (Lorsa: heads) a layer.")] = 1024,
+    k: Annotated[int, typer.Option(help="How many are active at each token.")] = 16,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 4000,
+    batch: Annotated[int, typer.Option(help="Prompts a step.")] = 32,
+    longest: Annotated[int, typer.Option(help="Longer prompts are split.")] = 128,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of the start and the order of the prompts.")] = 0,
+    work: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
+    device: Device = None,
+) -> None:
+    """Train layers that a model can be read through; an interrupted run goes on.
+
+    Example: circuits train ./my-gpt2 prompts.txt --kind lorsa -o my-lorsa
+    """
+    from circuits import load
+    from circuits.training import prompts_of, train_layers
+
+    with _explained_errors():
+        prompts = prompts_of(texts)
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"-o {output}: is a file; give a folder, which is made if needed.")
+        loaded = load(model, mlp="neurons", attention="heads", device=device, dtype="float32")
+        trained = train_layers(
+            loaded,
+            prompts,
+            kind,
+            output,
+            batch_size=batch,
+            longest=longest,
+            work=work,
+            n_features=features,
+            k=k,
+            steps=steps,
+            learning_rate=rate,
+            seed=seed,
+        )
+    typer.echo(str(trained))
+
+
 def _example(task: str) -> dict[str, str]:
     stored = resources.files("replacement") / "bundled" / "four-tasks" / "prompts.json"
     examples = json.loads(stored.read_text(encoding="utf-8"))
