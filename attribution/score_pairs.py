@@ -176,7 +176,9 @@ def _joined(sides: list[_Side]) -> _Side:
     merged = parts.new_zeros(len(numbers), parts.shape[1])
     merged.index_add_(0, torch.tensor(place, device=parts.device), parts)
     kept = dict(zip(SAME, map(list, zip(*numbers, strict=True)), strict=True))
-    return _Side({**kept, "pos": [-1] * len(numbers), "token": []}, merged)
+    # a position embedding is written at one position only, whatever else is at many
+    pos = [same[-1] if same[0] == "position" else -1 for same in numbers]
+    return _Side({**kept, "pos": pos, "token": []}, merged)
 
 
 def _few(side: _Side, other: Float[Tensor, " d_head"], most: int) -> _Side:
