@@ -107,6 +107,19 @@ def test_a_contrast_sums_to_the_difference_of_scores(case: Case) -> None:
         assert pairs.value > 0
 
 
+def test_a_contrast_is_the_log_odds_of_the_key_plus_the_entropy_of_the_rest() -> None:
+    """An independent formula for its value: log(A / (1 - A)) + H(softmax without the key)."""
+    for case in (HEADS[0], LEARNED[1], LEARNED[3]):
+        run = random_run(case)
+        layer, head, query, key = deepest(run)
+        pattern = run.layers[layer].attention.pattern[head, query]
+        rest = torch.tensor([-weight for weight in rest_weights(pattern, key).values()])[1:]
+        share = float(pattern[key])
+        expected = np.log(share / (1 - share)) - float((rest * rest.log()).sum())
+        target = run.attention_score(layer, head, query, key, contrast=True)
+        assert target.value == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_all_keys_share_is_one_row_of_a_contrast() -> None:
     run = random_run(HEADS[0])
     pattern = run.layers[1].attention.pattern[0, -1]
