@@ -76,13 +76,16 @@ def flow_edges(
     run = target.run
     blocks: list[_Block] = []
     stream = _entering(run)
+    streams = {0: stream}
     count = 2 * len(run.tokens)
     target_inflow = _seeds_at(target, 0, stream)
     for layer, nodes in zip(progress(sublayers), swept.kept(), strict=True):
         reads = layer.reads(swept.gradients[layer.writes_at], nodes)
-        blocks.append(_sparse(_inflow(reads, stream), first=count))
+        # parallel blocks: the MLP reads the stream that attention read, so it is kept a while
+        blocks.append(_sparse(_inflow(reads, streams[layer.reads_at]), first=count))
         count += len(nodes)
         stream = _after(stream, layer, nodes)
+        streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
         target_inflow = _add(target_inflow, _seeds_at(target, layer.writes_at, stream))
     biased = target_inflow._replace(bias=target_inflow.bias + target.bias)
     blocks.append(_sparse(biased, first=count))

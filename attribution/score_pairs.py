@@ -137,7 +137,7 @@ def _side(run: Run, layer: int, side: StreamSide) -> _Side:
             _add(rows, ["error"], below.layer, below.name, pos, [-1])
             parts.append((side.read @ below.error[pos])[None])
         if below.write_bias is not None:
-            bias += side.read @ below.write_bias
+            bias += side.read @ below.write_bias[pos]
     _add(rows, ["bias"], -1, "", pos, [-1])
     return _Side(rows, torch.cat([*parts, bias[None]]))
 

@@ -96,11 +96,12 @@ def sweep(
         gate = _gate(cutoff, rule, None if only is None else only[number], layer, reached[places])
         step = layer.step(gradient, gate)
         steps[number] = step
-        gradients[layer.reads_at] += gradient + step.gradient
+        gradients[layer.writes_at - 1] += gradient  # past it, and through it to what it reads
+        gradients[layer.reads_at] += step.gradient
         leaves.error[number] = (gradient * layer.error).sum(-1)
         leaves.bias[number] = step.constants
         if layer.write_bias is not None:
-            leaves.bias[number] += gradient @ layer.write_bias
+            leaves.bias[number] += (gradient * layer.write_bias).sum(-1)
         leaves.pruned[number].index_add_(0, places, step.attribution * ~step.keep)
     leaves.token[:] = (gradients[0] * run.token_writes).sum(-1)
     leaves.position[:] = (gradients[0] * run.position_writes).sum(-1)

@@ -46,12 +46,15 @@ def held_knock_outs(
     if not removals:
         return run.logits.new_zeros(0)
     stream = _entering(run, removals)
+    streams = {0: stream}
     values = torch.full_like(stream[:, 0, 0], target.bias) + _read(target, 0, stream)
     for layer, kept in zip(run.sublayers, keep, strict=True):
         knocked, error_batch, error_pos = _knocked(layer, removals)
         error = layer.error.repeat(len(removals), 1, 1)
         error[error_batch, error_pos] = 0
-        stream = stream + held_forward(run, layer, stream, kept, knocked) + error
+        read = streams[layer.reads_at]  # of a parallel block: what attention read
+        stream = stream + held_forward(run, layer, read, kept, knocked) + error
+        streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
         values = values + _read(target, layer.writes_at, stream)
     return values
 
@@ -120,12 +123,12 @@ def free_knock_outs(target: Target, removals: Sequence[Removal]) -> Float[Tensor
     streams = run.model.tracer.run_edited(
         run.token_ids.to(run.logits.device),
         _subtractions(run, removals),
-        {_stage(term) for term in target.terms},
+        {_stage(run, term) for term in target.terms},
         {} if run.errors else run.model.substitutes,
     )
     values = run.logits.new_zeros(len(removals))
     for term in target.terms:
-        values += term.weight * _measured(run, term, streams[_stage(term)])
+        values += term.weight * _measured(run, term, streams[_stage(run, term)])
     return values
 
 
@@ -151,9 +154,10 @@ def _subtractions(
     return additions
 
 
-def _stage(term: Term) -> int:
+def _stage(run: Run, term: Term) -> int:
     """The stage whose residual stream a term is measured on, with the real norm on top."""
-    return 2 * term.layer + (term.kind == "feature" and term.sublayer != "attn")
+    is_mlp = term.kind == "feature" and term.sublayer != "attn"
+    return run.sublayers[2 * term.layer + 1].reads_at if is_mlp else 2 * term.layer
 
 
 def _measured(

@@ -14,11 +14,12 @@ from replacement.target import Seed, Target, Term
 def logit_target(run: Any, kind: str, number: int, pos: int, label: str) -> Target:
     """Return a raw ("logit") or centred ("centered_logit") logit of a `Run`."""
     weights = run.weights
-    row, value = weights.unembedding[number], run.logits[pos, number]
-    bias = weights.unembedding_bias
+    row, bias = weights.unembedding[number], weights.unembedding_bias
+    logits = weights.raw_logits(run.logits[pos], run.residuals[-1][pos], run.final_scale[pos])
+    value = logits[number]
     constant = 0.0 if bias is None else float(bias[number])
     if kind == "centered_logit":
-        row, value = row - weights.mean_unembedding, value - run.logits[pos].mean()
+        row, value = row - weights.mean_unembedding, value - logits.mean()
         constant -= 0.0 if bias is None else float(bias.mean())
     norm = weights.final_norm
     return Target(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from replacement.held import Sublayer
 from replacement.layers import Active, FeatureLayer, Lorsa
+from replacement.norms import Norm
 from replacement.run import Run
 
 
@@ -31,8 +32,30 @@ def held_forward(
     knocked: Knocked,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Return what a sublayer writes on edited streams, its write bias included, not its error."""
+    block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer]
     if layer.name == "mlp":
-        return _of_mlp(run, layer, stream, kept, knocked)
+        written = _of_mlp(run, layer, stream, kept, knocked)
+        return _joined(written, block.mlp_writes_through, recorded.mlp.post_scale)
+    written = _of_attention(run, layer, stream, kept, knocked)
+    return _joined(written, block.attention_writes_through, recorded.attention.post_scale)
+
+
+def _joined(
+    written: Float[Tensor, "batch pos d_model"],
+    post: Norm | None,
+    scale: Float[Tensor, " pos"] | None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """What is added to the stream: through the norm after the sublayer, if one is there."""
+    return written if post is None or scale is None else post.apply(written, scale)
+
+
+def _of_attention(
+    run: Run,
+    layer: Sublayer,
+    stream: Float[Tensor, "batch pos d_model"],
+    kept: Bool[Tensor, " node"],
+    knocked: Knocked,
+) -> Float[Tensor, "batch pos d_model"]:
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].attention
     y = block.attention_norm.apply(stream, recorded.scale)
     if isinstance(block.attention, Lorsa):

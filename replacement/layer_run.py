@@ -21,8 +21,10 @@ class AttentionRun:
     active: Active | None
     """Active Lorsa heads or features; None where the heads are the nodes."""
     output: Float[Tensor, "pos d_model"]
-    """All nodes together with the write bias: the reconstruction."""
+    """All nodes together with the write bias, as they join the residual stream."""
     error: Float[Tensor, "pos d_model"]
+    post_scale: Float[Tensor, " pos"] | None
+    """Denominators of the norm after it, where there is one that the nodes write through."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +35,10 @@ class MLPRun:
     active: Active
     skip_output: Float[Tensor, "pos d_model"] | None
     output: Float[Tensor, "pos d_model"]
-    """Features, decoder bias and skip together: the reconstruction."""
+    """Features, decoder bias and skip together, as they join the residual stream."""
     error: Float[Tensor, "pos d_model"]
+    post_scale: Float[Tensor, " pos"] | None
+    """Denominators of the norm after it, where there is one that the nodes write through."""
 
 
 @dataclass(frozen=True, eq=False)

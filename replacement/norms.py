@@ -28,14 +28,19 @@ class Norm:
         self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*positions"]
     ) -> Float[Tensor, "*batch d_model"]:
         """Return the normed `x` with its denominator held at `scale`."""
-        normed = self.centre(x) / scale[..., None]
-        if self.gain is not None:
-            normed = normed * self.gain
+        normed = self.held(x, scale)
         return normed if self.bias is None else normed + self.bias
 
     def pull(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return vectors that read the stream (times 1/scale) as `reads` read the output."""
         return self.centre(reads if self.gain is None else reads * self.gain)
+
+    def held(
+        self, vectors: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*positions"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """Return what the norm makes of summands of its input: all but its own bias."""
+        normed = self.centre(vectors) / scale[..., None]
+        return normed if self.gain is None else normed * self.gain
 
     def constant(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
         """Return what `reads` get from the norm's bias: the part no node wrote."""

@@ -42,7 +42,9 @@ def run_of_record(
         layers.append(
             LayerRun(
                 _attention_run(layer, block, errors=errors),
-                _mlp_run(layer, block, between, errors=errors),
+                _mlp_run(
+                    layer, block, layer.residual if block.parallel else between, errors=errors
+                ),
             )
         )
     return Run(
@@ -67,22 +69,24 @@ def _attention_run(layer: LayerRecord, block: LayerWeights, *, errors: bool) -> 
     y = norm.apply(layer.residual, scale)
     if isinstance(reading, Lorsa):
         pattern = reading.query_key.pattern(y)
-        active = reading.encode(y, pattern)
-        output = reading.decode(active, y)
-        error = _left(layer.attention, output, errors=errors)
-        return AttentionRun(pattern, scale, None, active, output, error)
-    heads = block.heads
-    mixed = heads.mix(layer.pattern, y)
-    if reading is None:
-        # Heads and neurons are the sublayer itself: what it wrote needs no rebuilding, and a wrong
-        # weight shows as broken closure instead of hiding in an error.
-        none = torch.zeros_like(layer.attention)
-        return AttentionRun(layer.pattern, scale, mixed, None, layer.attention, none)
-    written = heads.write(mixed)
-    active = reading.encode(written)
-    output = reading.decode(active, written)
+        active, mixed = reading.encode(y, pattern), None
+        raw = reading.decode(active, y)
+    else:
+        pattern, active = layer.pattern, None
+        mixed = block.heads.mix(pattern, y)
+        raw = layer.attention_raw
+        if reading is not None:
+            written = block.heads.write(mixed)
+            active = reading.encode(written)
+            raw = reading.decode(active, written)
+    post, post_scale = block.attention_writes_through, None
+    if post is not None:
+        post_scale = post.scale(layer.attention_raw if errors else raw)
+    # Heads and neurons are the sublayer itself: what it wrote needs no rebuilding, and a wrong
+    # weight shows as broken closure instead of hiding in an error.
+    output = layer.attention if reading is None else _joining(raw, post, post_scale)
     error = _left(layer.attention, output, errors=errors)
-    return AttentionRun(layer.pattern, scale, mixed, active, output, error)
+    return AttentionRun(pattern, scale, mixed, active, output, error, post_scale)
 
 
 def _mlp_run(
@@ -91,14 +95,28 @@ def _mlp_run(
     scale = block.mlp_norm.scale(stream)
     y = block.mlp_norm.apply(stream, scale)
     active = block.mlp.encode(y)
-    output = layer.mlp if block.mlp.exact else block.mlp.decode(active, y)
+    raw = layer.mlp_raw if block.mlp.exact else block.mlp.decode(active, y)
+    post, post_scale = block.mlp_writes_through, None
+    if post is not None:
+        post_scale = post.scale(layer.mlp_raw if errors else raw)
+    output = layer.mlp if block.mlp.exact else _joining(raw, post, post_scale)
     return MLPRun(
         scale=scale,
         active=active,
         skip_output=None if block.mlp.skip is None else y @ block.mlp.skip.T,
         output=output,
         error=_left(layer.mlp, output, errors=errors),
+        post_scale=post_scale,
     )
+
+
+def _joining(
+    raw: Float[Tensor, "pos d_model"],
+    post: Norm | None,
+    scale: Float[Tensor, " pos"] | None,
+) -> Float[Tensor, "pos d_model"]:
+    """What a layer's output adds to the residual stream."""
+    return raw if post is None or scale is None else post.apply(raw, scale)
 
 
 def _left(
@@ -112,18 +130,28 @@ def substitutes(weights: ModelWeights) -> dict[Sublayer, Substitute]:
     """Return what stands in for every sublayer that is read through a replacement layer."""
     found: dict[Sublayer, Substitute] = {}
     for number, block in enumerate(weights.layers):
+        post = block.attention_writes_through
         if isinstance(block.attention, AttentionSAE):
-            found[number, "attn"] = partial(_of_output, block.attention)
+            found[number, "attn"] = partial(_of_output, block.attention, post)
         elif block.attention is not None:
-            found[number, "attn"] = partial(_of_stream, block.attention, block.attention_norm)
+            found[number, "attn"] = partial(_of_stream, block.attention, block.attention_norm, post)
         if not block.mlp.exact:
-            found[number, "mlp"] = partial(_of_stream, block.mlp, block.mlp_norm)
+            found[number, "mlp"] = partial(
+                _of_stream, block.mlp, block.mlp_norm, block.mlp_writes_through
+            )
     return found
 
 
-def _of_stream(layer: FeatureLayer, norm: Norm, stream: Tensor, _output: Tensor) -> Tensor:
-    return layer.forward(norm.apply(stream, norm.scale(stream)))
+def _of_stream(
+    layer: FeatureLayer, norm: Norm, post: Norm | None, stream: Tensor, _raw: Tensor
+) -> Tensor:
+    return _fresh(post, layer.forward(norm.apply(stream, norm.scale(stream))))
 
 
-def _of_output(layer: FeatureLayer, _stream: Tensor, output: Tensor) -> Tensor:
-    return layer.forward(output)
+def _of_output(layer: FeatureLayer, post: Norm | None, _stream: Tensor, raw: Tensor) -> Tensor:
+    return _fresh(post, layer.forward(raw))
+
+
+def _fresh(post: Norm | None, raw: Tensor) -> Tensor:
+    """What a reconstruction adds to the stream, a norm after it computing its own scale."""
+    return raw if post is None else post.apply(raw, post.scale(raw))

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from replacement.families import Family
+from replacement.families.family import Family
+from replacement.precision import KeepDouble
 
 Sublayer = tuple[int, str]
 """Number of the layer, and "attn" or "mlp"; (-1, "") for the embeddings."""
@@ -32,9 +33,12 @@ class LayerRecord:
     residual: Float[Tensor, "pos d_model"]
     """The residual stream entering the layer."""
     attention: Float[Tensor, "pos d_model"]
-    """What attention added."""
+    """What attention added to the stream, after a norm that follows it."""
+    attention_raw: Float[Tensor, "pos d_model"]
+    """What attention itself computed; the same where no norm follows."""
     mlp: Float[Tensor, "pos d_model"]
-    """What the MLP added."""
+    """What the MLP added to the stream."""
+    mlp_raw: Float[Tensor, "pos d_model"]
     pattern: Float[Tensor, "head query key"]
 
 
@@ -54,6 +58,7 @@ class Tracer:
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model = model
         self.family = family
+        self.parallel = family.parallel(model.config)
         self._wrapped: Any = nnsight.NNsight(model)
 
     def record(
@@ -69,16 +74,22 @@ class Tracer:
                 entering = layer.input.save()
                 attention = _at(layer, family.attention)
                 pattern = attention.output[1].save()
-                written: Any = attention.output[0]
+                raw = attention.output[0].save()
+                written: Any = raw
+                if family.attention_post_norm is not None:
+                    written = _at(layer, family.attention_post_norm).output
                 if (number, "attn") in substitutes:
-                    written = substitutes[number, "attn"](entering, written)
-                    attention.output = (written, *attention.output[1:])
-                mlp = _at(layer, family.mlp)
-                added: Any = mlp.output
+                    written = substitutes[number, "attn"](entering, raw)
+                    _put(layer, family.attention, family.attention_post_norm, written)
+                between = entering if self.parallel else entering + written
+                mlp_raw = _at(layer, family.mlp).output.view_as(entering).save()
+                added: Any = mlp_raw
+                if family.mlp_post_norm is not None:
+                    added = _at(layer, family.mlp_post_norm).output
                 if (number, "mlp") in substitutes:
-                    added = substitutes[number, "mlp"](entering + written, added)
-                    mlp.output = added
-                saved.append((entering, written.save(), added.save(), pattern))
+                    added = substitutes[number, "mlp"](between, mlp_raw)
+                    _put(layer, family.mlp, family.mlp_post_norm, added)
+                saved.append((entering, written.save(), raw, added.save(), mlp_raw, pattern))
             ends.append(_at(self._wrapped, family.final_norm).input.save())
             ends.append(self._wrapped.output.logits.save())
         layers = [LayerRecord(*(tensor[0] for tensor in tensors)) for tensors in saved]
@@ -93,37 +104,44 @@ class Tracer:
     ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
         """Run a batch of copies of a prompt, adding vectors to the output of sublayers.
 
-        `additions[layer, "attn" | "mlp"]` is added to that sublayer's output (or to what
-        `substitutes` puts in its place), `additions[-1, ""]` to the embeddings, one row of the
-        batch per edit; the model reacts freely. Returned is the residual stream of the `stages`
-        asked for: 2·layer before attention, 2·layer + 1 before the MLP, 2·n_layers before the final
-        norm.
+        `additions[layer, "attn" | "mlp"]` is added to what that sublayer (or what `substitutes`
+        puts in its place) adds to the residual stream, `additions[-1, ""]` to the embeddings, one
+        row of the batch per edit; the model reacts freely. Returned is the residual stream of the
+        `stages` asked for: 2·layer before attention, 2·layer + 1 after it, 2·n_layers before the
+        final norm.
         """
         family, saved, blocks = self.family, {}, _at(self._wrapped, self.family.layers)
         batch = max(addition.shape[0] for addition in additions.values())
         copies = token_ids[None].expand(batch, -1)
         one = {"logits_to_keep": 1}  # nobody reads the logits
 
-        def changed(place: Sublayer, stream: Any, output: Any) -> Any:
+        def changed(place: Sublayer, stream: Any, raw: Any, written: Any) -> Any:
             if place in substitutes:
-                output = substitutes[place](stream, output)
-            return output + additions[place] if place in additions else output
+                written = substitutes[place](stream, raw)
+            return written + additions[place] if place in additions else written
 
         with self._undisturbed(), torch.no_grad(), self._wrapped.trace(copies, **one):
             for number, layer in enumerate(blocks):
                 if number == 0 and (-1, "") in additions:
                     layer.input = layer.input + additions[-1, ""]
                 entering = layer.input
-                attention = _at(layer, family.attention)
-                written = changed((number, "attn"), entering, attention.output[0])
-                attention.output = (written, *attention.output[1:])
-                between = entering + written
+                raw: Any = _at(layer, family.attention).output[0]
+                written: Any = raw
+                if family.attention_post_norm is not None:
+                    written = _at(layer, family.attention_post_norm).output
+                written = changed((number, "attn"), entering, raw, written)
+                _put(layer, family.attention, family.attention_post_norm, written)
+                between = entering if self.parallel else entering + written
                 if 2 * number in stages:
                     saved[2 * number] = entering.save()
                 if 2 * number + 1 in stages:
-                    saved[2 * number + 1] = between.save()
-                mlp = _at(layer, family.mlp)
-                mlp.output = changed((number, "mlp"), between, mlp.output)
+                    saved[2 * number + 1] = (entering + written).save()
+                mlp_raw: Any = _at(layer, family.mlp).output.view_as(entering)
+                added: Any = mlp_raw
+                if family.mlp_post_norm is not None:
+                    added = _at(layer, family.mlp_post_norm).output
+                added = changed((number, "mlp"), between, mlp_raw, added)
+                _put(layer, family.mlp, family.mlp_post_norm, added)
             if 2 * len(blocks) in stages:
                 saved[2 * len(blocks)] = _at(self._wrapped, family.final_norm).input.save()
         return saved
@@ -132,12 +150,14 @@ class Tracer:
     def _undisturbed(self) -> Iterator[None]:
         """Evaluation mode and eager attention (whose patterns can be read) for one run."""
         model: Any = self.model
+        double = next(model.parameters()).dtype == torch.float64
         training = [module for module in model.modules() if module.training]
         implementation = model.config._attn_implementation
         try:
             model.eval()
             model.config._attn_implementation = "eager"
-            yield
+            with KeepDouble() if double else contextlib.nullcontext():
+                yield
         finally:
             model.config._attn_implementation = implementation
             for module in training:
@@ -149,3 +169,12 @@ def _at(module: Any, path: str) -> Any:
     for name in path.split("."):
         module = getattr(module, name)
     return module
+
+
+def _put(layer: Any, path: str, post_norm: str | None, written: Any) -> None:
+    """Let `written` be what a sublayer adds to the residual stream."""
+    module = _at(layer, path if post_norm is None else post_norm)
+    if isinstance(module.output, tuple):
+        module.output = (written, *module.output[1:])
+    else:
+        module.output = written.view_as(module.output)

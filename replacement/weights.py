@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement.families import Family, HeadWeights
+from replacement.families.family import Family, HeadWeights
 from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, QueryKey
 from replacement.norms import Norm
 
@@ -24,6 +24,22 @@ class LayerWeights:
     """What attention is read through; None for the model's own heads."""
     mlp_norm: Norm
     mlp: FeatureLayer
+    attention_post_norm: Norm | None = None
+    """Between attention and the residual stream (Gemma-2, Gemma-3)."""
+    mlp_post_norm: Norm | None = None
+    parallel: bool = False
+    """True if the MLP reads the stream that attention reads."""
+
+    @property
+    def attention_writes_through(self) -> Norm | None:
+        """The norm after attention, unless the layer was trained on what comes out of it."""
+        after = self.attention is not None and self.attention.after_post_norm
+        return None if after else self.attention_post_norm
+
+    @property
+    def mlp_writes_through(self) -> Norm | None:
+        """The norm after the MLP, unless the layer was trained on what comes out of it."""
+        return None if self.mlp.after_post_norm else self.mlp_post_norm
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,23 @@ class ModelWeights:
     final_norm: Norm
     unembedding: Float[Tensor, "d_vocab d_model"]
     unembedding_bias: Float[Tensor, " d_vocab"] | None
+    logit_soft_cap: float | None = None
+    """The model's logits are `cap · tanh(logit / cap)` (Gemma-2); None where they are raw."""
+
+    def raw_logits(
+        self,
+        logits: Float[Tensor, " d_vocab"],
+        residual: Float[Tensor, " d_model"],
+        scale: Float[Tensor, ""],
+    ) -> Float[Tensor, " d_vocab"]:
+        """Return the logits of one position before any soft-cap: the model's own where it has none.
+
+        A soft-cap cannot be undone where it saturates, so behind one they are computed anew.
+        """
+        if self.logit_soft_cap is None:
+            return logits
+        raw = self.unembedding @ self.final_norm.apply(residual[None], scale[None])[0]
+        return raw if self.unembedding_bias is None else raw + self.unembedding_bias
 
     @property
     def n_layers(self) -> int:
@@ -76,35 +109,47 @@ def read_weights(
         layers.append(
             LayerWeights(
                 attention_norm=_norm(block.get_submodule(family.attention_norm), family),
-                heads=family.head_weights(block.get_submodule(family.attention)),
+                heads=family.heads(block, model),
                 attention=attention,
                 mlp_norm=_norm(block.get_submodule(family.mlp_norm), family),
                 mlp=_neurons(model, block, family) if mlp is None else mlp,
+                attention_post_norm=_post_norm(block, family.attention_post_norm, family),
+                mlp_post_norm=_post_norm(block, family.mlp_post_norm, family),
+                parallel=family.parallel(model.config),
             )
         )
     unembedding: Any = model.get_submodule(family.unembedding)
     positions = None
     if family.position_embedding is not None:
         embedding: Any = model.get_submodule(family.position_embedding)
-        positions = embedding.weight.detach()
+        positions = embedding.weight.detach()[family.position_offset :]
     return ModelWeights(
         position_embedding=positions,
         layers=layers,
         final_norm=_norm(model.get_submodule(family.final_norm), family),
         unembedding=unembedding.weight.detach(),
         unembedding_bias=None if unembedding.bias is None else unembedding.bias.detach(),
+        logit_soft_cap=getattr(model.config, "final_logit_softcapping", None),
     )
 
 
 def _neurons(model: nn.Module, block: nn.Module, family: Family) -> FeatureLayer:
     activation = getattr(model.config, family.activation_function)
-    return family.neurons(block.get_submodule(family.mlp), activation)
+    return family.neurons(block, activation)
+
+
+def _post_norm(block: nn.Module, path: str | None, family: Family) -> Norm | None:
+    return None if path is None else _norm(block.get_submodule(path), family)
 
 
 def _norm(module: nn.Module, family: Family) -> Norm:
     bias = getattr(module, "bias", None)
+    gain = None
+    if module.weight is not None:
+        gain = torch.as_tensor(module.weight).detach()
+        gain = gain + family.gain_offset if family.gain_offset else gain
     return Norm(
-        gain=torch.as_tensor(module.weight).detach(),
+        gain=gain,
         bias=None if bias is None else torch.as_tensor(bias).detach(),
         eps=float(getattr(module, family.norm_eps)),
         centred=family.norm_centred,

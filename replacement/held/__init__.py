@@ -10,7 +10,7 @@ from replacement.held.attention import HeldAttentionSAE, HeldLorsa
 from replacement.held.features import HeldFeatures
 from replacement.held.heads import HeldHeads
 from replacement.held.mlp import HeldMLP
-from replacement.held.sublayer import Gate, NodeRows, Reads, Step, Sublayer
+from replacement.held.sublayer import Gate, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import LayerRun
 from replacement.layers import Lorsa
 from replacement.weights import LayerWeights
@@ -31,7 +31,7 @@ def _held_attention(number: int, layer: LayerRun, block: LayerWeights) -> Sublay
     if block.attention is None:
         return HeldHeads(number, layer.attention, block)
     if isinstance(block.attention, Lorsa):
-        return HeldLorsa(number, layer.attention, block.attention, block.attention_norm)
+        return HeldLorsa(number, layer.attention, block.attention, block)
     return HeldAttentionSAE(number, layer.attention, block.attention, block)
 
 
@@ -42,6 +42,7 @@ __all__ = [
     "HeldHeads",
     "HeldLorsa",
     "HeldMLP",
+    "Joint",
     "NodeRows",
     "Reads",
     "Step",

@@ -11,7 +11,6 @@ from replacement.held.heads import HeldPatterns
 from replacement.held.sublayer import Reads
 from replacement.layer_run import AttentionRun
 from replacement.layers import AttentionSAE, Lorsa
-from replacement.norms import Norm
 from replacement.weights import LayerWeights
 
 
@@ -23,11 +22,11 @@ class HeldLorsa(HeldFeatures):
 
     name, local = "attn", False
 
-    def __init__(self, layer: int, run: AttentionRun, lorsa: Lorsa, norm: Norm) -> None:
+    def __init__(self, layer: int, run: AttentionRun, lorsa: Lorsa, weights: LayerWeights) -> None:
         assert run.active is not None, "Lorsa heads are nodes, so they were recorded"
-        super().__init__(layer, run, run.active, lorsa)
+        super().__init__(layer, run, run.active, lorsa, weights.attention_writes_through)
         self.reads_at, self.writes_at = 2 * layer, 2 * layer + 1
-        self.run, self.lorsa, self.norm = run, lorsa, norm
+        self.run, self.lorsa, self.norm = run, lorsa, weights.attention_norm
 
     def _carry(
         self, coefficient: Float[Tensor, " active"]
@@ -83,7 +82,7 @@ class HeldAttentionSAE(HeldFeatures):
         self, layer: int, run: AttentionRun, sae: AttentionSAE, weights: LayerWeights
     ) -> None:
         assert run.active is not None, "features are nodes, so they were recorded"
-        super().__init__(layer, run, run.active, sae)
+        super().__init__(layer, run, run.active, sae, weights.attention_writes_through)
         self.reads_at, self.writes_at = 2 * layer, 2 * layer + 1
         self.run, self.heads = run, weights.heads
         self.held = HeldPatterns(run, weights.heads, weights.attention_norm)

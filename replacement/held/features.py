@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement.held.sublayer import Gate, NodeRows, Reads, Step, Sublayer
+from replacement.held.sublayer import Gate, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import AttentionRun, MLPRun
 from replacement.layers import Active, FeatureLayer
+from replacement.norms import Norm
 
 
 class HeldFeatures(Sublayer):
@@ -17,14 +18,20 @@ class HeldFeatures(Sublayer):
     always = None
 
     def __init__(
-        self, layer: int, run: AttentionRun | MLPRun, active: Active, features: FeatureLayer
+        self,
+        layer: int,
+        run: AttentionRun | MLPRun,
+        active: Active,
+        features: FeatureLayer,
+        post_norm: Norm | None,
     ) -> None:
         self.layer, self.active, self.features = layer, active, features
         self.node_kind, self.dense = features.kind, active.dense
         self.n_pos = active.n_pos
         self.n_nodes = self.n_active = len(active)
         self.output, self.error = run.output, run.error
-        self.write_bias = features.write_bias
+        self.joint = Joint(post_norm, run.post_scale)
+        self.write_bias = self.joint.bias(features.write_bias, run.error)
 
     @abc.abstractmethod
     def _carry(
@@ -38,7 +45,7 @@ class HeldFeatures(Sublayer):
         """Return how one feature reads at a position, active or not: its pre-activation."""
 
     def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
-        downstream = self.active.dots(self.features.write, gradient)
+        downstream = self.active.dots(self.features.write, self.joint.back(gradient))
         attribution = self.active.activation * downstream
         keep = gate(attribution)
         carried, constants = self._carry(downstream * self.active.gate * keep)
@@ -48,12 +55,12 @@ class HeldFeatures(Sublayer):
         self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]
     ) -> Float[Tensor, " chosen"]:
         """u · gate of chosen features."""
-        rows = self.features.write[self.active.index[nodes]]
-        return (rows * gradient[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]
+        rows, at_output = self.features.write[self.active.index[nodes]], self.joint.back(gradient)
+        return (rows * at_output[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]
 
     def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
-        rows = self.features.write[self.active.index[nodes]]
-        return self.active.activation[nodes, None] * rows
+        rows, pos = self.features.write[self.active.index[nodes]], self.active.pos[nodes]
+        return self.joint.forward(self.active.activation[nodes, None] * rows, pos)
 
     def positions(self) -> Int[Tensor, " node"]:
         return self.active.pos

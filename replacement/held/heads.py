@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement.families import HeadWeights
-from replacement.held.sublayer import Gate, NodeRows, Reads, Step, Sublayer
+from replacement.families.family import HeadWeights
+from replacement.held.sublayer import Gate, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import AttentionRun
 from replacement.norms import Norm
 from replacement.weights import LayerWeights
@@ -32,7 +32,8 @@ class HeldPatterns:
         constant = self.norm.constant(self.heads.value.T)
         if self.heads.value_bias is not None:
             constant = constant + self.heads.value_bias
-        return einops.rearrange(constant, "(head d_head) -> head d_head", head=self.heads.n_heads)
+        by_value_head = constant.unflatten(0, (self.heads.n_value_heads, -1))
+        return by_value_head.repeat_interleave(self.heads.group, dim=0)
 
     def carry(
         self, reading: Float[Tensor, "pos head d_head"]
@@ -41,6 +42,8 @@ class HeldPatterns:
         carried = einops.einsum(
             self.run.pattern, reading, "head query key, query head d_head -> key head d_head"
         )
+        if self.heads.group > 1:
+            carried = carried.unflatten(1, (self.heads.n_value_heads, -1)).sum(2)
         at_input = einops.rearrange(carried, "key head d_head -> key (head d_head)")
         pulled = self.norm.pull(at_input @ self.heads.value.T) / self.run.scale[:, None]
         per_head = (reading * self.constant_values).sum(-1)
@@ -50,7 +53,7 @@ class HeldPatterns:
         self, reading: Float[Tensor, "node d_head"], head: int
     ) -> Float[Tensor, "node d_model"]:
         """Return how readings of one head's mixed values read the stream, times 1/scale."""
-        return self.norm.pull(reading @ self.heads.value_of_head[head].T)
+        return self.norm.pull(reading @ self.heads.value_of_head[head // self.heads.group].T)
 
 
 class HeldHeads(Sublayer):
@@ -62,15 +65,16 @@ class HeldHeads(Sublayer):
     def __init__(self, layer: int, run: AttentionRun, weights: LayerWeights) -> None:
         assert run.mixed is not None, "heads are nodes, so their values were recorded"
         self.layer, self.reads_at, self.writes_at = layer, 2 * layer, 2 * layer + 1
+        self.joint = Joint(weights.attention_writes_through, run.post_scale)
         self.run, self.heads, self.mixed = run, weights.heads, run.mixed
         self.held = HeldPatterns(run, weights.heads, weights.attention_norm)
         self.n_pos, self.n_heads = run.mixed.shape[:2]
         self.n_nodes = self.n_pos * self.n_heads
         self.output, self.error = run.output, run.error
-        self.write_bias = self.heads.output_bias
+        self.write_bias = self.joint.bias(self.heads.output_bias, self.error)
 
     def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
-        reading = self.held.reading(gradient)
+        reading = self.held.reading(self.joint.back(gradient))
         attribution = (reading * self.mixed).sum(-1).flatten()
         keep = gate(attribution)
         carried, constants = self.held.carry(reading * keep.view(self.n_pos, self.n_heads, 1))
@@ -78,7 +82,7 @@ class HeldHeads(Sublayer):
 
     def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
         query, head = nodes // self.n_heads, nodes % self.n_heads
-        output = self.heads.output_of_head
+        output, gradient = self.heads.output_of_head, self.joint.back(gradient)
         reading = gradient.new_empty(len(nodes), output.shape[1])
         vector = gradient.new_empty(len(nodes), gradient.shape[-1])
         for number in head.unique().tolist():
@@ -96,7 +100,7 @@ class HeldHeads(Sublayer):
         written = mixed.new_empty(len(nodes), output.shape[-1])
         for number in head.unique().tolist():
             written[head == number] = mixed[head == number] @ output[number]
-        return written
+        return self.joint.forward(written, pos)
 
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
         activation = self.writes(nodes).norm(dim=-1)

@@ -16,8 +16,9 @@ class HeldMLP(HeldFeatures):
     name, local = "mlp", True
 
     def __init__(self, layer: int, run: MLPRun, weights: LayerWeights) -> None:
-        super().__init__(layer, run, run.active, weights.mlp)
-        self.reads_at, self.writes_at = 2 * layer + 1, 2 * layer + 2
+        super().__init__(layer, run, run.active, weights.mlp, weights.mlp_writes_through)
+        self.reads_at = 2 * layer if weights.parallel else 2 * layer + 1
+        self.writes_at = 2 * layer + 2
         self.run, self.norm = run, weights.mlp_norm
         if run.skip_output is not None:
             self.n_nodes += self.n_pos
@@ -28,7 +29,8 @@ class HeldMLP(HeldFeatures):
         if self.run.skip_output is None:
             return super().step(gradient, gate)
         assert self.features.skip is not None
-        skipped = (gradient * self.run.skip_output).sum(-1)
+        at_output = self.joint.back(gradient)
+        skipped = (at_output * self.run.skip_output).sum(-1)
         whole: list[Tensor] = []
 
         def of_features(attribution: Float[Tensor, " active"]) -> Tensor:
@@ -37,7 +39,7 @@ class HeldMLP(HeldFeatures):
             return whole[1][: self.n_active]
 
         step = super().step(gradient, of_features)
-        around = gradient @ self.features.skip
+        around = at_output @ self.features.skip
         carried = step.gradient + self._pulled(around)
         constants = step.constants + self.norm.constant(around)
         return Step(whole[0], whole[1], carried, constants)
@@ -62,7 +64,8 @@ class HeldMLP(HeldFeatures):
         bias[is_feature] = coefficient * self.features.read_bias[index]
         pos = self.positions()[nodes]
         if self.features.skip is not None:
-            vector[~is_feature] = gradient[pos[~is_feature]] @ self.features.skip
+            at_output = self.joint.back(gradient)
+            vector[~is_feature] = at_output[pos[~is_feature]] @ self.features.skip
         return self._local(vector, pos, bias)
 
     def read_of(self, pos: int, index: int) -> Reads:
@@ -89,7 +92,8 @@ class HeldMLP(HeldFeatures):
         is_feature = nodes < self.n_active
         written = self.error.new_zeros(len(nodes), self.error.shape[-1])
         written[is_feature] = super().writes(nodes[is_feature])
-        written[~is_feature] = self.run.skip_output[nodes[~is_feature] - self.n_active]
+        places = nodes[~is_feature] - self.n_active
+        written[~is_feature] = self.joint.forward(self.run.skip_output[places], places)
         return written
 
     def positions(self) -> Int[Tensor, " node"]:

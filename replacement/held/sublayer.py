@@ -8,6 +8,8 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from replacement.norms import Norm
+
 Gate = Callable[[Float[Tensor, " node"]], Bool[Tensor, " node"]]
 """From the attributions of a sublayer's nodes to which of them are kept."""
 
@@ -21,6 +23,42 @@ class Step(NamedTuple):
     """What the kept nodes add to the derivative at the residual stream they read."""
     constants: Float[Tensor, " pos"]
     """What the kept nodes carry of constants they read: encoder biases, norm bias, value bias."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """How what a sublayer writes joins the residual stream: as it is, or through a held norm."""
+
+    norm: Norm | None
+    scale: Float[Tensor, " pos"] | None
+
+    def back(self, gradient: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        """Return the derivative at what the sublayer wrote, from that at the stream."""
+        if self.norm is None or self.scale is None:
+            return gradient
+        return self.norm.pull(gradient) / self.scale[:, None]
+
+    def forward(
+        self, written: Float[Tensor, "node d_model"], pos: Int[Tensor, " node"]
+    ) -> Float[Tensor, "node d_model"]:
+        """Return what written vectors add to the stream at their positions."""
+        if self.norm is None or self.scale is None:
+            return written
+        return self.norm.held(written, self.scale[pos])
+
+    def bias(
+        self, bias: Float[Tensor, " d_model"] | None, like: Float[Tensor, "pos d_model"]
+    ) -> Float[Tensor, "pos d_model"] | None:
+        """Return what a constant write adds at every position, the norm's own bias included."""
+        every = None if bias is None else bias.expand_as(like)
+        if self.norm is None or self.scale is None:
+            return every
+        if every is not None:
+            every = self.norm.held(every, self.scale)
+        if self.norm.bias is None:
+            return every
+        own = self.norm.bias.expand_as(like)
+        return own if every is None else every + own
 
 
 class Reads(NamedTuple):
@@ -53,7 +91,7 @@ class Sublayer(abc.ABC):
     reads_at: int
     """Stage of the residual stream it reads."""
     writes_at: int
-    """First stage that holds what it writes."""
+    """First stage that holds what it writes; the stage before it is what it adds to."""
     node_kind: str
     """Kind of its nodes (a skip apart)."""
     local: bool
@@ -65,7 +103,8 @@ class Sublayer(abc.ABC):
     """Nodes that no threshold stops (the skip of a transcoder)."""
     output: Float[Tensor, "pos d_model"]
     """All nodes together with the write bias."""
-    write_bias: Float[Tensor, " d_model"] | None
+    write_bias: Float[Tensor, "pos d_model"] | None
+    """What it adds at every position whatever is active."""
     error: Float[Tensor, "pos d_model"]
 
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from replacement.layers.activation import (
 from replacement.layers.active import Active
 from replacement.layers.base import FeatureLayer
 from replacement.layers.lorsa import Lorsa
-from replacement.layers.neurons import Neurons
+from replacement.layers.neurons import GatedNeurons, Neurons
 from replacement.layers.query_key import HeadNorm, HeldSide, QueryKey
 from replacement.layers.rotary import Llama3Scaling, Rotary, rotary
 from replacement.layers.sae import AttentionSAE
@@ -25,6 +25,7 @@ __all__ = [
     "AttentionSAE",
     "BatchTopK",
     "FeatureLayer",
+    "GatedNeurons",
     "HeadNorm",
     "HeldSide",
     "JumpReLU",

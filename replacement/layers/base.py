@@ -37,6 +37,8 @@ class FeatureLayer:
     Behind a decoder-norm gate it is the norm of the write vectors as trained. Kept apart from them,
     so that no fold and no change of units touches a threshold.
     """
+    after_post_norm: bool = False
+    """In blocks with a norm after the sublayer: True if trained on what comes out of that norm."""
     skip: Float[Tensor, "d_model d_model"] | None
     """Linear path around the features, applied as `y @ skip.T`; None where there is none."""
 

@@ -39,6 +39,7 @@ class Lorsa(FeatureLayer):
     write_bias: Float[Tensor, " d_model"]
     activation: Activation
     gate_scale: Float[Tensor, " feature"] | None = None
+    after_post_norm: bool = False
     skip = None
     kind = "lorsa"
     exact = False

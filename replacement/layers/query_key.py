@@ -60,6 +60,8 @@ class QueryKey:
     key_norm: HeadNorm | None = None
     window: int | None = None
     """How many keys a query sees, itself included; None: all before it."""
+    soft_cap: float | None = None
+    """Scores are squeezed to `cap · tanh(score / cap)` before the softmax (Gemma-2)."""
 
     @property
     def n_heads(self) -> int:
@@ -113,7 +115,10 @@ class QueryKey:
     ) -> Float[Tensor, "*batch head query key"]:
         """Return the softmax of the scores over the keys that each query sees."""
         hidden = ~self.visible(y.shape[-2], y.device)
-        return self.scores(y).masked_fill(hidden, -torch.inf).softmax(-1)
+        scores = self.scores(y)
+        if self.soft_cap is not None:
+            scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
+        return scores.masked_fill(hidden, -torch.inf).softmax(-1)
 
     def mixed(
         self,

@@ -57,8 +57,9 @@ class Rotary:
         >>> quarter.turned(torch.tensor([[1.0, 0.0], [1.0, 0.0]])).round(decimals=3).abs().tolist()
         [[1.0, 0.0], [0.0, 1.0]]
         """
-        places = torch.arange(start, start + x.shape[-2], device=x.device)
-        angle = places[:, None].to(torch.float64) * self.inverse_frequency.to(torch.float64)
+        kind = torch.promote_types(x.dtype, torch.float32)  # rounded as Hugging Face rounds
+        places = torch.arange(start, start + x.shape[-2], device=x.device, dtype=kind)
+        angle = places[:, None] * self.inverse_frequency.to(kind)
         cos, sin = (self.amplitude * part.to(x.dtype) for part in (angle.cos(), angle.sin()))
         first, second = self._halves(x[..., : self.width])
         turned = self._joined(first * cos - second * sin, second * cos + first * sin)
@@ -83,6 +84,7 @@ def rotary(
     adjacent: bool = False,
     scaling: Llama3Scaling | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Rotary:
     """Return the rotation of `width` coordinates with frequencies `base^(-2j / width)`.
 
@@ -91,4 +93,5 @@ def rotary(
     if width <= 0 or width % 2:
         raise ValueError(f"rotary(width={width}): an even number of coordinates turns in pairs.")
     inverse = base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-    return Rotary((inverse if scaling is None else scaling.scaled(inverse)).to(dtype), adjacent)
+    scaled = inverse if scaling is None else scaling.scaled(inverse)
+    return Rotary(scaled.to(device, dtype), adjacent)

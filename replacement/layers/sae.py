@@ -31,6 +31,7 @@ class AttentionSAE(FeatureLayer):
     write_bias: Float[Tensor, " d_model"]
     activation: Activation
     gate_scale: Float[Tensor, " feature"] | None = None
+    after_post_norm: bool = False
     skip = None
     kind = "feature"
     exact = False

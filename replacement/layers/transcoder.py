@@ -29,5 +29,6 @@ class Transcoder(FeatureLayer):
     activation: Activation
     skip: Float[Tensor, "d_model d_model"] | None = None
     gate_scale: Float[Tensor, " feature"] | None = None
+    after_post_norm: bool = False
     kind = "feature"
     exact = False
