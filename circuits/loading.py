@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from circuits.reading import ATTENTION, MLP, chosen_layers
+from replacement.checking import check_rebuilt
 from replacement.families import family_of
 from replacement.model import ReplacementModel
 
@@ -84,7 +85,9 @@ def load(
     mlps, mlp_name = chosen_layers(MLP, mlp, folder, kind, where)
     attentions, attention_name = chosen_layers(ATTENTION, attention, folder, kind, where)
     read_as = {"mlp": mlp_name, "attention": attention_name}
-    return ReplacementModel(hf_model, tokenizer, mlps, attentions, name=name, read_as=read_as)
+    made = ReplacementModel(hf_model, tokenizer, mlps, attentions, name=name, read_as=read_as)
+    check_rebuilt(made)
+    return made
 
 
 def _dtype(dtype: str | None, model: Any) -> torch.dtype:
