@@ -439,7 +439,7 @@ TARGETS = [
         "a head that does not exist",
         lambda _: run().attention_score(0, 99),
         IndexError,
-        ("head=99", "4 query-key heads", "from 0"),
+        ("head=99", "query-key heads", "from 0"),
     ),
     Mistake(
         "a side that does not exist",
