@@ -1,5 +1,6 @@
 """What MLPs and attention are read as: from the words and folders of `load` to layers."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,11 @@ def _of_word(
 
 def _of_folder(part: Part, folder: Path, dtype: torch.dtype, device: torch.device) -> list[Any]:
     if not folder.is_dir():
+        near = difflib.get_close_matches(str(folder), (part.own, *part.kinds), n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
         raise FileNotFoundError(
-            f"load({part.argument}={str(folder)!r}): no such folder. Fits: {_words(part)}, or a "
-            f"folder that holds config.json and layer_0.safetensors, …"
+            f"load({part.argument}={str(folder)!r}): no such folder.{meant} Fits: {_words(part)}, "
+            "or a folder that holds config.json and layer_0.safetensors, …"
         )
     kind = kind_of(folder)
     if kind not in part.kinds:

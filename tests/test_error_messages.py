@@ -430,6 +430,30 @@ TARGETS = [
         ("1.5", "whole number", "-1 for the last"),
     ),
     Mistake(
+        "a key after the query",
+        lambda _: run().attention_score(0, 1, query=3, key=9),
+        ValueError,
+        ("query=3, key=9", "does not see", "at or before"),
+    ),
+    Mistake(
+        "a head that does not exist",
+        lambda _: run().attention_score(0, 99),
+        IndexError,
+        ("head=99", "query-key heads", "from 0"),
+    ),
+    Mistake(
+        "a side that does not exist",
+        lambda _: run().attention_score(0, 0, side="values"),
+        ValueError,
+        ("side='values'", "query, key, both"),
+    ),
+    Mistake(
+        "a feature of attention read as heads",
+        lambda _: run().feature(0, -1, 3, sublayer="attn"),
+        ValueError,
+        ("sublayer='attn'", "Lorsa or an autoencoder", "heads"),
+    ),
+    Mistake(
         "position of a feature",
         lambda _: run().feature(0, 99, 0),
         IndexError,
@@ -836,8 +860,32 @@ MODELS = [
     Mistake(
         "unknown attention",
         lambda _: load(text_model(), attention="head"),
+        FileNotFoundError,
+        ("attention='head'", "Did you mean 'heads'?", '"lorsa"'),
+    ),
+    Mistake(
+        "Lorsa of a model that brings none",
+        lambda _: load(text_model(), attention="lorsa"),
         ValueError,
-        ("attention='head'", '"heads"'),
+        ("brings no lorsa", 'attention="./lorsa"', 'attention="heads"'),
+    ),
+    Mistake(
+        "a kind of layer for the wrong part",
+        lambda _: load(text_model(), attention=text_transcoders()),
+        TypeError,
+        ("Transcoder", "one layer or None per attention layer"),
+    ),
+    Mistake(
+        "an unknown word in a list",
+        lambda _: load(text_model(), attention=["head"]),
+        ValueError,
+        ("attention='head'", '"heads"', "every attention layer"),
+    ),
+    Mistake(
+        "errors that is no yes or no",
+        lambda _: load(text_model()).run([1], errors=0),
+        TypeError,
+        ("errors=0", "True", "False"),
     ),
 ]
 
@@ -870,13 +918,13 @@ LAYERS = [
         "numbers for transcoders",
         lambda _: load(text_model(), mlp=[1, 2]),
         TypeError,
-        ("[1, 2]", "one layer per MLP"),
+        ("mlp=1", "one layer or None per MLP"),
     ),
     Mistake(
         "one transcoder, not a list",
         lambda _: load(text_model(), mlp=text_transcoders()[0]),
         TypeError,
-        ("Transcoder", "one layer per MLP"),
+        ("Transcoder", "one layer or None per MLP"),
     ),
     Mistake(
         "BatchTopK with a threshold of NaN",
@@ -906,13 +954,13 @@ LAYERS = [
         "an unknown folder of transcoders",
         lambda _: load(text_model(), mlp="./none"),
         FileNotFoundError,
-        ("none", "no such folder of transcoders", 'mlp="neurons"'),
+        ("none", "no such folder", '"neurons"', "config.json"),
     ),
     Mistake(
         "a misspelt kind",
         lambda _: load(text_model(), mlp="neuron"),
         FileNotFoundError,
-        ("neuron", 'mlp="neurons"'),
+        ("neuron", "Did you mean 'neurons'?"),
     ),
     Mistake(
         "a folder that holds no transcoders",

@@ -1,6 +1,7 @@
 """Folders of trained replacement layers: ours, and those of other projects."""
 
 from replacement.checkpoints.folders import kind_of
+from replacement.checkpoints.openmoss import load_openmoss_lorsa, save_openmoss_lorsa
 from replacement.checkpoints.ours import (
     load_attention_saes,
     load_lorsa,
@@ -14,8 +15,10 @@ __all__ = [
     "kind_of",
     "load_attention_saes",
     "load_lorsa",
+    "load_openmoss_lorsa",
     "load_transcoders",
     "save_attention_saes",
     "save_lorsa",
+    "save_openmoss_lorsa",
     "save_transcoders",
 ]

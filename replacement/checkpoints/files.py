@@ -79,8 +79,8 @@ def check_tensors(
         if shape != expected:
             raise ValueError(
                 f"{where}: {name} has shape {shape}; it must be [{', '.join(axes)}] = {expected}, "
-                f"by {', '.join(f'{axis} {size}' for axis, size in known.items())} so far. Transpose "
-                "or cut it, or correct config.json."
+                f"given {', '.join(f'{axis} {size}' for axis, size in known.items())} from "
+                "config.json and the tensors before. Correct the one that is wrong."
             )
         if not tensor.is_floating_point():
             raise ValueError(f"{where}: {name} is {tensor.dtype}; weights are floating-point.")
@@ -93,7 +93,8 @@ def stored(where: object, name: str, tensor: Tensor, dtype: torch.dtype) -> Tens
 
     Raises ValueError for values that are not finite, or not in `dtype`.
     """
-    converted = tensor.detach().to(dtype, copy=True).contiguous()
+    tensor = tensor.detach()
+    converted = tensor.to(dtype, copy=True).contiguous()
     if torch.isfinite(converted).all():
         return converted
     if not torch.isfinite(tensor).all():

@@ -104,7 +104,7 @@ def load_folder(
 
 
 def _rebuilt(
-    layout: Layout[Layer], where: str, tensors: dict[str, Any], settings: dict[str, dict[str, Any]]
+    layout: Layout[Layer], where: str, tensors: dict[str, Any], settings: dict[str, Any]
 ) -> Layer:
     try:
         return layer_from(layout, tensors, settings)

@@ -102,30 +102,35 @@ def tensors_of(layer: FeatureLayer) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def settings_of(layer: FeatureLayer) -> dict[str, dict[str, Any]]:
+def settings_of(layer: FeatureLayer) -> dict[str, Any]:
     """Return what config.json says of a layer: one entry a list."""
-    settings: dict[str, dict[str, Any]] = {"activation": layer.activation.settings()}
+    settings: dict[str, Any] = {"activation": layer.activation.settings()}
     if isinstance(layer, Lorsa):
         settings["query_key"] = query_key_settings(layer.query_key)
     return settings
 
 
 def layer_from(
-    layout: Layout[Layer], tensors: dict[str, Tensor], settings: dict[str, dict[str, Any]]
+    layout: Layout[Layer], tensors: dict[str, Tensor], settings: dict[str, Any]
 ) -> Layer:
     """Return the layer that `tensors_of` and `settings_of` took apart.
 
     Raises ValueError for settings that are unknown or do not fit the tensors.
     """
+    for name, entry in settings.items():
+        if not isinstance(entry, dict):
+            raise ValueError(
+                f'"{name}" is {entry!r:.80} for a layer that is there; it holds settings by name, '
+                f"or null with all of {', '.join(layout.settings)} where the layer is absent."
+            )
     activation = activation_from_settings(settings["activation"], tensors.get("threshold"))
     if "threshold" in tensors and not isinstance(activation, JumpReLU):
         raise ValueError(
             f"there is a threshold a feature, but the settings say {settings['activation']}. Only "
             "jumprelu has one; correct the settings."
         )
-    parts: dict[str, Any] = {
-        name: tensors[name] for name in (*SHARED, "gate_scale", "skip") if name in tensors
-    }
+    names = [name for name in (*SHARED, "gate_scale", "skip") if name in tensors]
+    parts: dict[str, Any] = {"activation": activation, **{name: tensors[name] for name in names}}
     if "query_key" in layout.settings:
         parts["query_key"] = query_key_from(settings["query_key"], tensors)
-    return layout.layer(**parts, activation=activation)
+    return layout.layer(**parts)

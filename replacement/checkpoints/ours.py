@@ -1,14 +1,14 @@
 """Our own folders of layers: `config.json` and one `layer_{i}.safetensors` per layer.
 
 config.json names the kind ("format": "linear-circuits transcoders", "… lorsa" or
-"… attention-saes"), the version, `n_layers`, `d_model`, and lists the activation of every layer (for
-Lorsa also "query_key": scale, window, q/k norm, rotary), null where a layer is absent: a set may
-cover some layers only. Tensors, in any float type, by class (replacement/checkpoints/layouts.py has
-the axes): `read`, `write`, `read_bias`, `write_bias`, optionally `threshold` (JumpReLU) and
-`gate_scale`; transcoders optionally `skip`; Lorsa also `query`, `key` and optionally their biases,
-gains of q/k norm, and rotary's `inverse_frequency`. Transcoders and Lorsa read the sublayer's normed
-input (gain and bias included), SAEs attention's output; all reproduce what the sublayer adds to the
-residual stream. Version 1 is the same without absent layers and `gate_scale`.
+"… attention-saes"), the version, `n_layers` and `d_model`, and lists the activation of every layer
+(for Lorsa also "query_key": scale, window, q/k norm, rotary), null where a layer is absent: a set
+may cover some layers only. A layer holds, in any float type (axes: `layouts.py` and
+`query_keys.py` here): `read`, `write`, `read_bias`, `write_bias`, optionally `threshold`
+(JumpReLU) and `gate_scale`; transcoders optionally `skip`; Lorsa also `query` and `key`, optionally
+their biases, gains of q/k norm, and rotary's `inverse_frequency`. Transcoders and Lorsa read the
+sublayer's normed input (gain and bias included), SAEs what attention wrote; all reproduce what the
+sublayer adds to the residual stream. Version 1 is the same without absent layers and `gate_scale`.
 """
 
 from collections.abc import Sequence

@@ -53,16 +53,16 @@ def query_key_settings(heads: QueryKey) -> dict[str, Any]:
     }
 
 
-def query_key_from(settings: Any, tensors: dict[str, Tensor]) -> QueryKey:
+def query_key_from(settings: dict[str, Any], tensors: dict[str, Tensor]) -> QueryKey:
     """Return query-key heads from tensors and settings.
 
     Raises ValueError for unknown, missing or ill-typed settings, parts without their tensor (or
     the other way round), and head counts that do not divide.
     """
-    if not isinstance(settings, dict) or set(settings) != set(SETTINGS):
+    if set(settings) != set(SETTINGS):
         raise ValueError(
-            f'"query_key" is {settings!r:.200} for a layer that is there; it must hold exactly '
-            f"{', '.join(SETTINGS)}."
+            f'"query_key" holds {", ".join(settings)}; it must hold exactly {", ".join(SETTINGS)}. '
+            "Correct it, or upgrade linear-circuits."
         )
     _check_values(settings, tensors)
     heads, key_heads = tensors["query"].shape[0], tensors["key"].shape[0]

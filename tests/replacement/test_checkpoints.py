@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import replacement.checkpoints.ours as ours
+import replacement.checkpoints.folders as folders
 from replacement.checkpoints import load_transcoders, save_transcoders
 from replacement.layers import JumpReLU, ReLU, Transcoder
 from tests.samples import KINDS, random_transcoder
@@ -191,11 +191,13 @@ CONFIG_BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "not text": (change_bytes(CONFIG, lambda _: b"\xff\xfe\x00"), "not valid JSON"),
     "a list": (change_bytes(CONFIG, lambda _: b"[1]"), "'list'"),
     "other format": (change_config(format="sae_lens"), "'sae_lens'"),
-    "newer version": (change_config(version=2), r"version 2.*Upgrade"),
+    "newer version": (change_config(version=3), r"version 3.*Upgrade"),
     "no version": (change_config(version=None), "version None"),
     "other width": (change_config(d_model=9), "d_model 9"),
     "no layers": (change_config(activation=[]), "must list the settings"),
     "fewer settings than layers": (change_config(activation=[{"name": "relu"}]), "n_layers"),
+    "no number of layers": (change_config(n_layers=None), '"n_layers" is None'),
+    "no width": (change_config(d_model="8"), "\"d_model\" is '8'"),
 }
 SETTINGS_BROKEN: dict[str, tuple[dict, str]] = {
     "BatchTopK without threshold": ({"name": "batchtopk"}, "no inference threshold"),
@@ -282,7 +284,7 @@ def test_an_interrupted_save_leaves_no_partial_file(
             Path(path).write_bytes(Path(path).read_bytes()[:100])
             raise stop("no space left")
 
-    monkeypatch.setattr(ours, "save_file", half)
+    monkeypatch.setattr(folders, "save_file", half)
     with pytest.raises(stop):
         save_transcoders(two_layers(), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -299,10 +301,29 @@ def test_an_interrupted_save_over_an_old_set_leaves_whole_files(
         raise OSError("no space left")
 
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    monkeypatch.setattr(ours, "save_file", refuse)
+    monkeypatch.setattr(folders, "save_file", refuse)
     with pytest.raises(OSError, match="no space"):
         save_transcoders(two_layers("relu"), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_the_config_that_names_the_files_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two files, there is no config.json that promises what is not there."""
+    moved = []
+
+    def stop_at_the_second(path: Path, target: Path) -> None:
+        moved.append(target.name)
+        if len(moved) == 2:
+            raise OSError("no space left")
+        path.rename(target)
+
+    monkeypatch.setattr(Path, "replace", stop_at_the_second)
+    with pytest.raises(OSError, match="no space"):
+        save_transcoders(two_layers(), tmp_path)
+    with pytest.raises(ValueError, match=r"Looked for: config\.json"):
+        load_transcoders(tmp_path)
 
 
 def test_values_that_the_dtype_cannot_hold_are_refused_when_saving(tmp_path: Path) -> None:
