@@ -180,7 +180,7 @@ def test_patterns_are_gpt2s(divided: bool, by_layer: bool) -> None:
             parameter.copy_(0.6 * torch.randn_like(parameter))
         ran = model(torch.arange(7)[None], output_attentions=True, output_hidden_states=True)
     for layer, block in enumerate(model.transformer.h):
-        heads = family_of(model).head_weights(block.attn).query_key
+        heads = family_of(model).heads(block, model).query_key
         with torch.no_grad():
             y = block.ln_1(ran.hidden_states[layer])
         torch.testing.assert_close(heads.pattern(y), ran.attentions[layer], rtol=0, atol=1e-12)

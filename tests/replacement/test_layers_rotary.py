@@ -127,14 +127,18 @@ def test_a_start_is_the_position_of_the_first(adjacent: bool) -> None:
     assert torch.equal(whole[..., 0, :], heads()[..., 0, :]), "position 0 is not turned"
 
 
-def test_angles_of_far_positions_are_exact_in_float32() -> None:
-    """Positions times frequencies are multiplied in float64, whatever turns."""
-    turns = rotary(WIDTH, dtype=torch.float64)
-    x = heads()
-    exact = turns.turned(x, start=100_000)
-    torch.testing.assert_close(
-        turns.turned(x.float(), start=100_000).double(), exact, rtol=0, atol=1e-5
-    )
+def test_angles_of_far_positions_are_those_of_the_model_in_float32() -> None:
+    """A model's angles are products in its own type: far positions are rounded as it rounds."""
+    config = LlamaConfig(hidden_size=WIDTH, num_attention_heads=1, rope_parameters=PLAIN)
+    module: Any = llama.LlamaRotaryEmbedding(config)
+    x = heads().float()
+    places = torch.arange(100_000, 100_000 + N_POS)[None]
+    cos, sin = module(x, places)
+    wanted = llama.apply_rotary_pos_emb(x, x, cos, sin)[0]
+    turns = Rotary(module.inv_freq)
+    torch.testing.assert_close(turns.turned(x, start=100_000), wanted, rtol=0, atol=1e-5)
+    exact = rotary(WIDTH, PLAIN["rope_theta"], dtype=torch.float64).turned(heads(), start=100_000)
+    assert (wanted.double() - exact).abs().max() > 1e-4, "there is a rounding to follow"
 
 
 @pytest.mark.parametrize("width", [0, 5, -2])
