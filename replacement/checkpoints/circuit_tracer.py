@@ -1,0 +1,146 @@
+"""Transcoder sets of circuit-tracer: `config.yaml` and one `layer_{i}.safetensors` a layer.
+
+    a = act(x @ W_enc.T + b_enc)        output = a @ W_dec + b_dec (+ x @ W_skip.T)
+
+`feature_input_hook` and `feature_output_hook` name x and the output, after `blocks.L.`. With one
+threshold a feature it is JumpReLU, with `activation: topk` and `k` TopK, else ReLU. Negative values
+among the k largest, which circuit-tracer keeps, are dropped; there are none while k features are
+positive. `transcoders` may list other files, of this format or of Gemma Scope's two.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from replacement.checkpoints.dictionaries import (
+    Dictionary,
+    Wanted,
+    activation_of,
+    converted,
+    dictionary,
+    in_model_units,
+    placed,
+)
+from replacement.checkpoints.files import check_tensors, read_tensors
+from replacement.checkpoints.gemma_scope import read_npz, scope_parts
+from replacement.checkpoints.places import Place
+
+CONFIG = "config.yaml"
+HOOKS = ("feature_input_hook", "feature_output_hook")
+THRESHOLD = "activation_function.threshold"
+REQUIRED = {
+    "W_enc": "feature d_model",
+    "W_dec": "feature d_model",
+    "b_enc": "feature",
+    "b_dec": "d_model",
+}
+OPTIONAL = {THRESHOLD: "feature", "W_skip": "d_model d_model"}
+
+
+def read_circuit_tracer(folder: Path, wanted: Wanted) -> list[Dictionary]:
+    """Return the transcoders of a folder, first layer first."""
+    path = folder / CONFIG
+    config = _settings(path)
+    layers: list[Dictionary] = []
+    for number, file in enumerate(_files(folder, config)):
+        places = placed(path, HOOKS, _hooks(config, number), wanted)
+        layers.append(_layer(path, config, file, places, wanted))
+        if layers[-1].read.shape[1] != layers[0].read.shape[1]:
+            raise ValueError(
+                f"{file}: reads vectors of {layers[-1].read.shape[1]}, those before of "
+                f"{layers[0].read.shape[1]}. All layers of a set are of one model; give its own."
+            )
+    return layers
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise ValueError(f"{path}: not valid YAML ({reason}). Copy the folder again.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds no settings by name. Copy the folder again.")
+    kind = config.get("model_kind")
+    if kind == "cross_layer_transcoder":
+        raise ValueError(
+            f"{path}: a cross-layer transcoder of circuit-tracer, which is not read yet. Sets of "
+            "one transcoder a layer (model_kind: transcoder_set) are."
+        )
+    if kind != "transcoder_set":
+        raise ValueError(
+            f"{path}: model_kind is {kind!r}; transcoder_set is read here. Correct it if it is "
+            "misspelt."
+        )
+    return config
+
+
+def _hooks(config: dict[str, Any], number: int) -> tuple[object, object]:
+    """The two hooks with their layer; what is not even a string is left for the error to show."""
+    given = [config.get(name) for name in HOOKS]
+    reads, writes = (f"blocks.{number}.{hook}" if isinstance(hook, str) else hook for hook in given)
+    return reads, writes
+
+
+def _files(folder: Path, config: dict[str, Any]) -> Sequence[Path]:
+    listed = config.get("transcoders")
+    if listed is not None:
+        return _listed(folder, listed)
+    held = {file.name for file in folder.glob("layer_*.safetensors")}
+    names = [f"layer_{number}.safetensors" for number in range(len(held))]
+    if not held or held != set(names):
+        missing = [name for name in names if name not in held] or ["layer_0.safetensors"]
+        raise ValueError(
+            f"{folder}: {', '.join(missing)} missing (found: {', '.join(sorted(held)) or 'none'}). "
+            "A set has one file for each layer from 0 on. Copy the folder again."
+        )
+    return [folder / name for name in names]
+
+
+def _listed(folder: Path, listed: object) -> Sequence[Path]:
+    where = folder / CONFIG
+    if not isinstance(listed, list) or not listed or not all(isinstance(x, str) for x in listed):
+        raise ValueError(
+            f"{where}: transcoders is {listed!r:.80}; it lists one file for each layer from 0 on. "
+            "Correct it."
+        )
+    files = []
+    for entry in listed:
+        if "://" in entry:
+            raise ValueError(
+                f"{where}: lists {entry}, which is not on this machine. Download the files, and "
+                "list their paths (relative to the folder, or whole) instead."
+            )
+        files.append(folder / entry)
+        if not files[-1].is_file():
+            raise FileNotFoundError(f"{files[-1]}: missing, but {where} lists it. Copy it again.")
+    return files
+
+
+def _layer(
+    path: Path, config: dict[str, Any], file: Path, places: tuple[Place, Place], wanted: Wanted
+) -> Dictionary:
+    tensors = read_npz(file) if file.suffix == ".npz" else read_tensors(file, wanted.device)
+    if "w_enc" in tensors or file.suffix == ".npz":
+        parts = scope_parts(file, tensors, wanted)
+    else:
+        check_tensors(file, tensors, REQUIRED, OPTIONAL, {})
+        held = converted(tensors, wanted.dtype)
+        name = config.get("activation") or ("jumprelu" if THRESHOLD in held else "relu")
+        parts = {
+            "read": held["W_enc"],
+            "write": held["W_dec"],
+            "read_bias": held["b_enc"],
+            "write_bias": held["b_dec"],
+            "skip": held.get("W_skip"),
+            "activation": activation_of(
+                f"{path} with {file.name}",
+                name,
+                wanted,
+                k=config.get("k"),
+                thresholds=held.get(THRESHOLD),
+            ),
+        }
+    return in_model_units(path, dictionary(path, places, parts), places[0], wanted)
