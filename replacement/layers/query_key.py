@@ -61,6 +61,14 @@ class QueryKey:
     window: int | None = None
     """How many keys a query sees, itself included; None: all before it."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the number of key heads divides that of heads."""
+        if self.query.shape[0] % self.key.shape[0]:
+            raise ValueError(
+                f"QueryKey: {self.query.shape[0]} heads cannot share {self.key.shape[0]} key heads "
+                "equally; give as many, or a divisor."
+            )
+
     @property
     def n_heads(self) -> int:
         return self.query.shape[0]
