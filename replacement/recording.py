@@ -122,7 +122,9 @@ def substitutes(weights: ModelWeights) -> dict[Sublayer, Substitute]:
 
 
 def _of_stream(layer: FeatureLayer, norm: Norm, stream: Tensor, _output: Tensor) -> Tensor:
-    return layer.forward(norm.apply(stream, norm.scale(stream)))
+    y = norm.apply(stream, norm.scale(stream))
+    # the gates recorded afterwards are those of explicit patterns
+    return layer.forward(y, fused=False) if isinstance(layer, Lorsa) else layer.forward(y)
 
 
 def _of_output(layer: FeatureLayer, _stream: Tensor, output: Tensor) -> Tensor:
