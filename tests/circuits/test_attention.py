@@ -92,7 +92,7 @@ def test_bad_requests_say_what_fits(tmp_path) -> None:
         circuit.attention(token)
     assert not circuit.attention(head, keys=0).pairs
     for wrong in ({"keys": -1}, {"max_nodes": 0}, {"keys": True}):
-        with pytest.raises(ValueError, match="a whole number, [01] or more"):
+        with pytest.raises(ValueError, match=r"a whole number, [01] or more"):
             circuit.attention(head, **wrong)
     path = circuit.save(tmp_path / "saved.circuit")
     with pytest.raises(ValueError, match=r"circuit\.attention\(\.\.\.\).*no model.*attach"):
