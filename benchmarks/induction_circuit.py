@@ -83,7 +83,7 @@ def find(model: ReplacementModel, sequence: Sequence) -> Found:
     reader = strongest_reader(circuit, last)
     if reader is None:
         return Found(predicted, moved=False, key_side=False, query_side=False)
-    look = circuit.attention(reader, keys=1)
+    look = circuit.attention(reader, keys=0)
     moved = moved_from(look) == key
     score = {
         side: run.attention_score(look.layer, look.head, last, key, side=side, contrast=True)
@@ -92,7 +92,7 @@ def find(model: ReplacementModel, sequence: Sequence) -> Found:
     at_key = trace(score["key"], progress=False)
     before = strongest_reader(at_key, key)
     key_side = before is not None and (
-        moved_from(at_key.attention(before, keys=1)) == sequence.earlier
+        moved_from(at_key.attention(before, keys=0)) == sequence.earlier
     )
     nodes = trace(score["query"], progress=False).nodes
     tokens = nodes.loc[nodes["kind"].eq("token")]

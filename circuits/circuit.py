@@ -135,7 +135,8 @@ class Circuit:
         `node`: its number in the node table or its name ("L1.head 3@14"). For the `keys` keys it
         moved most from: the exact split of the attention score over pairs of nodes (of the whole
         run, not of this circuit alone, with at most `max_nodes` a side named), and of the score's
-        contrast with all other keys. See `circuits.attention.attention_of`.
+        contrast with all other keys; `keys=0` leaves both out. See
+        `circuits.attention.attention_of`.
 
         >>> from circuits import load, trace
         >>> model = load("four-tasks", attention="heads")
@@ -148,9 +149,11 @@ class Circuit:
         """
         from circuits.attention import attention_of
 
-        for name, count in (("keys", keys), ("max_nodes", max_nodes)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"circuit.attention({name}={count!r}): a whole number, 1 or more.")
+        for name, count, least in (("keys", keys, 0), ("max_nodes", max_nodes, 1)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ValueError(
+                    f"circuit.attention({name}={count!r}): a whole number, {least} or more."
+                )
         return attention_of(
             self.data, self._attached("attention"), node, keys=keys, max_nodes=max_nodes
         )

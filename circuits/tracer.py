@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -133,5 +134,11 @@ def _meta(
         "cutoff": cutoff,
         "dtype": str(model.dtype).removeprefix("torch."),
         "checks": {"closure": off / max(swept.leaves.magnitude(), 1e-300)},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "nnsight")},
+        "versions": dict(_versions()),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on; reading them takes as long as a small trace."""
+    return {name: metadata.version(name) for name in ("torch", "transformers", "nnsight")}

@@ -19,7 +19,8 @@
 # *When Mary and John went to the store, John gave a drink to* … **Mary**. Why not John?
 #
 # The model is `four-tasks`, a small GPT-2 that comes with the library; its MLPs are read through
-# transcoders, its attention through its own heads. Nothing is downloaded.
+# transcoders, its attention through Lorsa heads (many rank-one heads, few active). Nothing is
+# downloaded.
 
 # %%
 from circuits import load, plan, read, trace
@@ -65,11 +66,11 @@ tokens = circuit.nodes.query("kind == 'token'")[["token", "attribution", "ungate
 tokens.sort_values("attribution", key=abs, ascending=False).head(6)
 
 # %% [markdown]
-# And which heads and features carried it? `attribution` is everything a node contributes along the
-# paths through traced nodes.
+# And which Lorsa heads and features carried it? `attribution` is everything a node contributes
+# along the paths through traced nodes.
 
 # %%
-inner = circuit.nodes.query("kind in ['head', 'feature']")
+inner = circuit.nodes.query("kind in ['lorsa', 'feature']")
 inner[["kind", "layer", "pos", "index", "token", "attribution"]].sort_values(
     "attribution", key=abs, ascending=False
 ).head(10)
@@ -90,6 +91,17 @@ from IPython.display import SVG, display
 
 small.save("first_circuit.svg")
 display(SVG("first_circuit.svg"))
+
+# %% [markdown]
+# ## Why did it look there?
+#
+# Of the Lorsa head that moved most at the last position: which token it moved from, the pairs of
+# nodes behind that attention score, and what sets the token apart from the others. More in
+# docs/attention.md.
+
+# %%
+at_end = circuit.nodes.query("kind == 'lorsa' and pos == 14")["attribution"]
+circuit.attention(int(at_end.idxmax()), keys=1)
 
 # %% [markdown]
 # ## Is it true?
@@ -123,5 +135,6 @@ for name in ("first.circuit", "first_circuit.svg"):
 #
 # * Swap the two names in the prompt. Which nodes stay?
 # * Explain a feature instead: `run.feature(layer=2, pos=-1, index=…)` with an index from the table.
-# * Read the MLPs through their neurons: `load("four-tasks", mlp="neurons")`. The errors vanish; how
-#   many more nodes does it take?
+# * Read the model's own parts: `load("four-tasks", mlp="neurons", attention="heads")`. The errors
+#   vanish; how many more nodes does it take?
+# * Put the layers in place of what they replace: `model.run(prompt, errors=False)`. Still Mary?

@@ -58,7 +58,8 @@ def _pre_activation(run: Any, held: HeldFeatures, pos: int, number: int) -> floa
     if isinstance(block.attention, Lorsa):
         y = block.attention_norm.apply(stream, attention.scale)
         return float(block.attention.mixed(y, attention.pattern)[pos, number])
-    return float(block.attention.pre_activation(block.heads.write(attention.mixed[pos]), number))
+    written = block.heads.write(attention.mixed[pos, None])
+    return float(block.attention.pre_activation(written, number))
 
 
 def _seeds(stage: int, reads: Reads) -> tuple[Seed, ...]:

@@ -145,7 +145,10 @@ def substitutes(weights: ModelWeights) -> dict[Sublayer, Substitute]:
 def _of_stream(
     layer: FeatureLayer, norm: Norm, post: Norm | None, stream: Tensor, _raw: Tensor
 ) -> Tensor:
-    return _fresh(post, layer.forward(norm.apply(stream, norm.scale(stream))))
+    y = norm.apply(stream, norm.scale(stream))
+    # the gates recorded afterwards are those of explicit patterns
+    made = layer.forward(y, fused=False) if isinstance(layer, Lorsa) else layer.forward(y)
+    return _fresh(post, made)
 
 
 def _of_output(layer: FeatureLayer, post: Norm | None, _stream: Tensor, raw: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ class Run:
             for pos, weight in weights.items()
         ]
         label = scores[0].label.replace("score(", "contrast(") if contrast else scores[0].label
-        return dataclasses.replace(sum_of(scores), label=label.removeprefix("1·"), pos=place)
+        return dataclasses.replace(sum_of(scores), label=label.removeprefix("1·"))
 
     @torch.no_grad()
     def direction(self, vector: Any, layer: SupportsIndex, pos: SupportsIndex = -1) -> Target:

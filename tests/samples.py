@@ -1,4 +1,4 @@
-"""Random models, transcoders and targets for the tests: tiny, seeded, no weight left at zero.
+"""Random models, runs and targets for the tests: tiny, seeded, no weight left at zero.
 
 Every bias and every norm gain is random too, so that one that is forgotten somewhere shows.
 """
@@ -11,18 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from replacement.layers import (
-    Activation,
-    BatchTopK,
-    FeatureLayer,
-    JumpReLU,
-    ReLU,
-    TopK,
-    Transcoder,
-)
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
 from replacement.model import ReplacementModel
 from replacement.run import Run
 from replacement.target import Target
+from tests.random_layers import KINDS, random_attention, random_transcoder
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,6 @@ SHAPES = {
     "one token": Shape(n_tokens=1, n_heads=4),
     "full context": Shape(n_tokens=9, unembedding_bias=True),
 }
-KINDS = ("relu", "jumprelu", "topk", "batchtopk")
 
 
 def random_gpt2(
@@ -84,61 +76,36 @@ def random_gpt2(
     return model.to(dtype).eval()
 
 
-def random_activation(
-    kind: str, n_features: int, source: torch.Generator, dtype: torch.dtype
-) -> Activation:
-    """Return an activation that keeps some features of random inputs and drops some."""
-    thresholds = 0.5 * torch.rand(n_features, generator=source)
-    made: dict[str, Callable[[], Activation]] = {
-        "relu": ReLU,
-        "jumprelu": lambda: JumpReLU(thresholds.to(dtype)),
-        "topk": lambda: TopK(3),
-        "batchtopk": lambda: BatchTopK(0.4),
-    }
-    return made[kind]()
-
-
-def random_transcoder(
-    kind: str,
-    d_model: int = 8,
-    n_features: int = 20,
-    *,
-    skip: bool = False,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-) -> Transcoder:
-    """Return a transcoder with random weights and biases (it reproduces no MLP: large errors)."""
-    source = torch.Generator().manual_seed(1000 + seed)
-
-    def noise(*shape: int) -> Tensor:
-        return (0.5 * torch.randn(shape, generator=source)).to(dtype)
-
-    return Transcoder(
-        read=noise(n_features, d_model),
-        write=noise(n_features, d_model),
-        read_bias=noise(n_features),
-        write_bias=noise(d_model),
-        activation=random_activation(kind, n_features, source, dtype),
-        skip=noise(d_model, d_model) if skip else None,
-    )
-
-
 @dataclass(frozen=True)
 class Case:
-    """One random model read through one kind of MLP nodes, and the seed of both."""
+    """One random model, what its MLPs and attention layers are read through, and the seed of all.
+
+    "a | b" is a for layers 0, 2, … and b for layers 1, 3, …
+    """
 
     shape: str
     mlp: str
     """ "neurons" or one of `KINDS`."""
     skip: bool = False
     seed: int = 0
+    attention: str = "heads"
+    """ "heads" or one of `ATTENTIONS`."""
+    errors: bool = True
+    """False for a replacement run."""
 
     def __str__(self) -> str:
         skip = " with skip" if self.skip else ""
-        return f"{self.shape}, {self.mlp}{skip}, seed {self.seed}"
+        attention = "" if self.attention == "heads" else f", {self.attention}"
+        errors = "" if self.errors else ", no errors"
+        return f"{self.shape}, {self.mlp}{skip}{attention}{errors}, seed {self.seed}"
+
+    def read_as(self, sublayer: str) -> list[str]:
+        """Return what the MLP or the attention of each layer is read as."""
+        named = (self.attention if sublayer == "attn" else self.mlp).split(" | ")
+        return [named[layer % len(named)] for layer in range(SHAPES[self.shape].n_layers)]
 
 
-CASES = [
+HEADS = [
     *(Case(shape, "neurons", seed=number) for number, shape in enumerate(SHAPES)),
     *(Case("two layers", kind, skip) for kind in KINDS for skip in (False, True)),
     Case("deep", "jumprelu", skip=True, seed=1),
@@ -147,18 +114,55 @@ CASES = [
     Case("one token", "batchtopk", skip=True, seed=4),
     Case("full context", "topk", skip=True, seed=5),
 ]
+"""Attention is read as the model's own heads."""
+LEARNED = [
+    Case("two layers", "neurons", attention="lorsa"),
+    Case("two layers", "topk gated", attention="lorsa rotary", seed=1),
+    Case("deep", "neurons | relu", skip=True, attention="lorsa window | heads", seed=2),
+    Case("full context", "relu", skip=True, attention="lorsa grouped | lorsa llama3", seed=3),
+    Case("width is vocabulary", "neurons", attention="heads | lorsa topk", seed=4),
+    Case("two layers", "neurons | jumprelu gated", attention="sae | lorsa grouped", seed=5),
+    Case("deep", "batchtopk", attention="sae topk", seed=6),
+    Case("one token", "topk", skip=True, attention="lorsa llama3 | sae", seed=7),
+]
+"""Attention, or some of it, is read through learned layers."""
+REPLACED = [
+    Case("two layers", "topk", skip=True, attention="lorsa rotary | lorsa window", errors=False),
+    Case("deep", "relu", attention="lorsa grouped | heads", errors=False, seed=1),
+    Case("full context", "neurons | jumprelu", attention="sae", errors=False, seed=2),
+]
+"""Replacement runs: no errors, the layers stand in for what they replace."""
+CASES = [*HEADS, *LEARNED, *REPLACED]
 
 
-def mlps_of(case: Case, dtype: torch.dtype = torch.float64) -> list[FeatureLayer] | None:
-    """Return the replacement layers of a case, None for the model's own neurons."""
+def mlps_of(case: Case, dtype: torch.dtype = torch.float64) -> list[FeatureLayer | None] | None:
+    """Return the replacement layers of a case; None for the model's own neurons."""
     if case.mlp == "neurons":
         return None
-    shape = SHAPES[case.shape]
     return [
-        random_transcoder(
-            case.mlp, shape.d_model, skip=case.skip, seed=10 * case.seed + layer, dtype=dtype
+        None
+        if kind == "neurons"
+        else random_transcoder(
+            kind,
+            SHAPES[case.shape].d_model,
+            skip=case.skip,
+            seed=10 * case.seed + layer,
+            dtype=dtype,
         )
-        for layer in range(shape.n_layers)
+        for layer, kind in enumerate(case.read_as("mlp"))
+    ]
+
+
+def attentions_of(
+    case: Case, dtype: torch.dtype = torch.float64
+) -> list[Lorsa | AttentionSAE | None] | None:
+    """Return what the attention layers of a case are read through; None for the model's heads."""
+    if case.attention == "heads":
+        return None
+    width = SHAPES[case.shape].d_model
+    return [
+        random_attention(kind, width, seed=10 * case.seed + layer, dtype=dtype)
+        for layer, kind in enumerate(case.read_as("attn"))
     ]
 
 
@@ -168,12 +172,16 @@ def random_ids(shape: Shape, seed: int = 0) -> list[int]:
     return torch.randint(shape.d_vocab, (shape.n_tokens,), generator=source).tolist()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def random_run(case: Case, dtype: torch.dtype = torch.float64) -> Run:
     """Return the recorded run of a case: the same object for the same case (runs are values)."""
     shape = SHAPES[case.shape]
-    model = ReplacementModel(random_gpt2(shape, case.seed, dtype), mlps=mlps_of(case, dtype))
-    return model.run(random_ids(shape, case.seed))
+    model = ReplacementModel(
+        random_gpt2(shape, case.seed, dtype),
+        mlps=mlps_of(case, dtype),
+        attentions=attentions_of(case, dtype),
+    )
+    return model.run(random_ids(shape, case.seed), errors=case.errors)
 
 
 TARGETS: dict[str, Callable[[Run], Target]] = {
@@ -191,6 +199,21 @@ TARGETS: dict[str, Callable[[Run], Target]] = {
         + run.direction(_vector(run, 3), run.weights.n_layers - 1)
         - 0.7 * run.logit(6, pos=0).centered()
     ),
+    "score": lambda run: _score(run, run.weights.n_layers - 1),
+    "score, query side": lambda run: _score(run, run.weights.n_layers - 1, head=-1, side="query"),
+    "score, key side": lambda run: _score(run, run.weights.n_layers - 1, head=-1, side="key"),
+    "difference of scores": lambda run: (
+        _score(run, run.weights.n_layers - 1, back=0) - 0.9 * _score(run, run.weights.n_layers - 1)
+    ),
+    "contrast of a score": lambda run: run.attention_score(
+        run.weights.n_layers - 1, 0, -1, -1, contrast=True
+    ),
+    "scores and logits": lambda run: (
+        run.logit(2)
+        - 2 * _score(run, 0, len(run.tokens) // 2, head=-1)
+        + _score(run, run.weights.n_layers - 1, side="key")
+        + _features_of_attention(run)
+    ),
 }
 """Every kind of target, and sums that read several stages and positions."""
 
@@ -199,3 +222,21 @@ def _vector(run: Run, seed: int) -> Tensor:
     source = torch.Generator().manual_seed(3000 + seed)
     width = run.weights.d_model
     return torch.randn(width, generator=source, dtype=torch.float64).to(run.logits.dtype)
+
+
+def _score(
+    run: Run, layer: int, query: int = -1, *, head: int = 0, back: int = 1, side: str = "both"
+) -> Target:
+    """A score of the key `back` positions before the query (a window of two sees it)."""
+    query = range(len(run.tokens))[query]
+    number = range(run.weights.query_key(layer).n_heads)[head]
+    return run.attention_score(layer, number, query, max(query - back, 0), side=side)
+
+
+def _features_of_attention(run: Run) -> Target:
+    """A feature of every attention layer that has features; of a head nothing can be asked."""
+    total = 0 * run.logit(0)
+    for number, block in enumerate(run.weights.layers):
+        if block.attention is not None:
+            total = total + run.feature(number, len(run.tokens) // 2, 5, sublayer="attn")
+    return total

@@ -4,6 +4,7 @@ config.json, model.safetensors   the model, stored in float16
 tokenizer.json, …                its tokenizer
 prompts.json                     prompts to try it on
 transcoders/                     one transcoder per MLP (replacement/checkpoints/ours.py)
+lorsa/, attention-saes/          one Lorsa layer and one SAE per attention layer, likewise
 figures.json, README.md          what was measured, and the model card made from it
 """
 
@@ -15,12 +16,9 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel
 
+from benchmarks.four_tasks.layer_kinds import KINDS, STORED_IN
 from benchmarks.tasks.vocabulary import make_tokenizer
 from graphs.files.atomic import write_whole
-from replacement.checkpoints import load_transcoders, save_transcoders
-from replacement.layers import Transcoder
-
-STORED_IN = torch.float16
 
 
 @dataclass(frozen=True)
@@ -98,16 +96,6 @@ def load_model(folder: Path) -> GPT2LMHeadModel:
     return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def save_layers(layers: list[Transcoder], folder: Path) -> None:
-    """Write the transcoders as stored."""
-    save_transcoders(layers, folder / "transcoders", dtype=STORED_IN)
-
-
-def load_layers(folder: Path) -> list[Transcoder]:
-    """Return the stored transcoders in float32."""
-    return load_transcoders(folder / "transcoders")
-
-
 def write_json(path: Path, data: object) -> None:
     """Write data as indented JSON with a final newline."""
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
@@ -116,7 +104,8 @@ def write_json(path: Path, data: object) -> None:
 
 def weight_files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every weight file, by its path in the folder."""
-    paths = [folder / "model.safetensors", *sorted((folder / "transcoders").glob("*.safetensors"))]
+    layers = [path for kind in KINDS for path in sorted((folder / kind).glob("*.safetensors"))]
+    paths = [folder / "model.safetensors", *layers]
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths

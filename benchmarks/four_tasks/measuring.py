@@ -1,10 +1,10 @@
 """Everything the model card says, measured on the weights as stored."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tokenizers
 import torch
@@ -12,19 +12,30 @@ import transformers
 from transformers import GPT2LMHeadModel
 
 from benchmarks.four_tasks.evaluate import TRIALS, Figures, evaluate, judged
-from benchmarks.four_tasks.folder import load_layers, load_model, weight_files
+from benchmarks.four_tasks.folder import load_model, weight_files
+from benchmarks.four_tasks.layer_data import held_out_batches
+from benchmarks.four_tasks.layer_kinds import KINDS, load_kind
 from benchmarks.four_tasks.model import ModelSettings
-from benchmarks.four_tasks.transcoders import SETTINGS, held_out_batches
-from replacement.layers import Transcoder
+from replacement.layers import FeatureLayer, Lorsa
 from replacement.training import measure_layers, measure_model, replaced
+
+IN_PLACE: Final = {
+    "transcoders": ("transcoders",),
+    "lorsa": ("lorsa",),
+    "attention-saes": ("attention-saes",),
+    "lorsa, transcoders": ("lorsa", "transcoders"),
+    "attention-saes, transcoders": ("attention-saes", "transcoders"),
+}
+"""What is put in place: all layers of these kinds at every position, with no error added back."""
+
+Sets = Mapping[str, Sequence[FeatureLayer]]
+"""Trained layers, one for each layer of the model, by their kind."""
 
 
 def measure_folder(folder: Path, count: int = 1000) -> dict[str, Any]:
-    """Return all figures of a folder: the model alone and with its transcoders in place."""
-    model, layers = load_model(folder), load_layers(folder)
-    alone = evaluate(model, count)
-    with replaced(model, layers):
-        in_place = evaluate(model, count)
+    """Return all figures of a folder: the model alone and with layers of each kind in place."""
+    model = load_model(folder)
+    sets = {kind: load_kind(kind, folder) for kind in KINDS}
     return {
         "prompts_per_test": count,
         "seed": 0,
@@ -38,31 +49,42 @@ def measure_folder(folder: Path, count: int = 1000) -> dict[str, Any]:
         "bytes": {
             path.relative_to(folder).as_posix(): path.stat().st_size
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ("figures.json", "README.md")
+            if path.is_file() and path.name not in ("figures.json", "frontier.json", "README.md")
         },
         "model": {
             "settings": asdict(ModelSettings()),
             "parameters": model.num_parameters(),
-            "tests": _tests(alone),
+            "tests": _tests(evaluate(model, count)),
         },
-        "transcoders": {
-            "settings": asdict(SETTINGS),
-            "parameters": sum(_size(layer) for layer in layers),
-            "tests": _tests(in_place),
-            **measure_transcoders(model, layers, count),
+        "layers": {
+            kind: {
+                "settings": asdict(KINDS[kind].settings),
+                "parameters": sum(_size(layer) for layer in layers),
+                "metrics": measure_kind(model, layers, count),
+            }
+            for kind, layers in sets.items()
+        },
+        "in_place": {
+            name: measure_in_place(model, {kind: sets[kind] for kind in kinds}, count)
+            for name, kinds in IN_PLACE.items()
         },
     }
 
 
-def measure_transcoders(
-    model: GPT2LMHeadModel, layers: Sequence[Transcoder], count: int
-) -> dict[str, Any]:
-    """Return each layer's metrics and the model's, on `count` held-out examples a task, no BOS."""
-    batches = held_out_batches(count)
-    return {
-        "layers": [asdict(metrics) for metrics in measure_layers(model, layers, batches)],
-        "in_place": asdict(measure_model(model, layers, batches)),
-    }
+def measure_kind(
+    model: GPT2LMHeadModel, layers: Sequence[FeatureLayer], count: int
+) -> list[dict[str, float]]:
+    """Return each layer's metrics on `count` held-out examples a task, BOS left out."""
+    return [asdict(metrics) for metrics in measure_layers(model, layers, held_out_batches(count))]
+
+
+def measure_in_place(model: GPT2LMHeadModel, sets: Sets, count: int) -> dict[str, Any]:
+    """Return what the model reaches, and its cross-entropy and KL, with these layers in place."""
+    mlps = sets.get("transcoders")
+    attentions = next((layers for kind, layers in sets.items() if kind != "transcoders"), None)
+    losses = measure_model(model, held_out_batches(count), mlps=mlps, attentions=attentions)
+    with replaced(model, mlps=mlps, attentions=attentions):
+        return {"tests": _tests(evaluate(model, count)), **asdict(losses)}
 
 
 def _tests(figures: dict[str, Figures]) -> dict[str, Any]:
@@ -77,6 +99,10 @@ def _tests(figures: dict[str, Figures]) -> dict[str, Any]:
     }
 
 
-def _size(layer: Transcoder) -> int:
-    parts = (layer.read, layer.write, layer.read_bias, layer.write_bias)
+def _size(layer: FeatureLayer) -> int:
+    parts = [layer.read, layer.write, layer.read_bias, layer.write_bias]
+    if isinstance(layer, Lorsa):
+        one = layer.query_key
+        biases = [bias for bias in (one.query_bias, one.key_bias) if bias is not None]
+        parts += [one.query, one.key, *biases]
     return sum(part.numel() for part in parts)

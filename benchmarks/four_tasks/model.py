@@ -7,41 +7,37 @@ curriculum. The data of a step depend on the seed and the step alone, so a run t
 interrupted goes on as if it had not been.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.four_tasks.batches import BOS_ID, PAD_ID, Batch, collate, draw
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.vocabulary import token_strings
-from replacement.training.checkpoint import load_checkpoint, save_checkpoint
+from replacement.training.loop import run_steps
+from replacement.training.settings import RunSettings
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(RunSettings):
     """Everything that decides the weights."""
 
+    warm_up: int = 200
+    learning_rate: float = 2e-3
     layers: int = 4
     width: int = 128
     heads: int = 4
     positions: int = 96
-    steps: int = 4000
-    warm_up: int = 200
-    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     other_weight: float = 0.2
     ioi: int = 48
     induction: int = 32
     bracket: int = 40
     greater_than: int = 96
-    seed: int = 0
-    checkpoint_every: int = 250
 
     def examples(self, task: str) -> int:
         """Return the number of examples of a task in one step."""
@@ -83,14 +79,6 @@ def task_loss(model: GPT2LMHeadModel, batch: Batch, other_weight: float) -> Floa
     return loss[asked].mean() + other_weight * loss[other].mean()
 
 
-def learning_rate(settings: ModelSettings, step: int) -> float:
-    """Return the rate of a step: linear warm-up, then a cosine to zero."""
-    if step < settings.warm_up:
-        return settings.learning_rate * (step + 1) / settings.warm_up
-    progress = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def make_optimizer(model: torch.nn.Module, settings: ModelSettings) -> torch.optim.AdamW:
     """Return AdamW that decays matrices and leaves biases and gains alone."""
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
@@ -106,8 +94,6 @@ def one_step(
     model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, settings: ModelSettings, step: int
 ) -> dict[str, float]:
     """Return each task's loss after one optimiser step on fresh data."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(settings, step)
     optimizer.zero_grad()
     losses = {}
     for task in TASKS:
@@ -129,22 +115,10 @@ def train_model(
     """
     model = build(settings)
     optimizer = make_optimizer(model, settings)
-    checkpoint = work / "model.pt"
-    start = 0
-    if state := load_checkpoint(checkpoint, settings):
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    end = settings.steps if stop_after is None else min(stop_after, settings.steps)
-    bar = tqdm(range(start, end), initial=start, total=settings.steps, desc="model", mininterval=5)
-    for step in bar:
-        losses = one_step(model, optimizer, settings, step)
-        bar.set_postfix({task: f"{loss:.3f}" for task, loss in losses.items()}, refresh=False)
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == end:
-            state = {
-                "step": step + 1,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            save_checkpoint(checkpoint, settings, state)
+
+    def step(number: int) -> dict[str, str]:
+        losses = one_step(model, optimizer, settings, number)
+        return {task: f"{loss:.3f}" for task, loss in losses.items()}
+
+    run_steps(model, optimizer, settings, work / "model.pt", step, stop_after=stop_after)
     return model.eval()

@@ -87,12 +87,16 @@ class Lorsa(FeatureLayer):
         pre = self.mixed(y, pattern)
         return active_from_gates(pre, self.gate(pre), dense=self.activation.dense)
 
-    def forward(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def forward(
+        self, y: Float[Tensor, "*batch d_model"], *, fused: bool = True
+    ) -> Float[Tensor, "*batch d_model"]:
         """Return the reconstruction of attention's output from unpadded or right-padded prompts.
 
-        The axis before the last is `pos`.
+        The axis before the last is `pos`. Without `fused` it is what `encode` with an explicit
+        pattern gives, to the last bit: the fused kernel rounds otherwise, which can turn a tie.
         """
-        pre = self.mixed(y).reshape(-1, self.n_features)
+        pattern = None if fused else self.query_key.pattern(y)
+        pre = self.mixed(y, pattern).reshape(-1, self.n_features)
         active = active_from_gates(pre, self.gate(pre), dense=self.activation.dense)
         output = active.combine(self.write, active.activation) + self.write_bias
         return output.view(y.shape)

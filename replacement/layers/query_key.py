@@ -63,6 +63,14 @@ class QueryKey:
     soft_cap: float | None = None
     """Scores are squeezed to `cap · tanh(score / cap)` before the softmax (Gemma-2)."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the number of key heads divides that of heads."""
+        if self.query.shape[0] % self.key.shape[0]:
+            raise ValueError(
+                f"QueryKey: {self.query.shape[0]} heads cannot share {self.key.shape[0]} key heads "
+                "equally; give as many, or a divisor."
+            )
+
     @property
     def n_heads(self) -> int:
         return self.query.shape[0]

@@ -7,6 +7,7 @@ from replacement.training.activations import (
     collect,
     tokens_of,
 )
+from replacement.training.corpus import prompt_batches
 from replacement.training.metrics import (
     LayerMetrics,
     ModelMetrics,
@@ -28,6 +29,7 @@ __all__ = [
     "collect",
     "measure_layers",
     "measure_model",
+    "prompt_batches",
     "replaced",
     "tokens_of",
     "train_attention_saes",

@@ -23,6 +23,11 @@ class TokenBatch:
     ids: Int[Tensor, "batch pos"]
     weight: Float[Tensor, "batch pos"]
 
+    def beside(self, model: nn.Module) -> "TokenBatch":
+        """Return the batch on the model's device."""
+        device = next(model.parameters()).device
+        return TokenBatch(self.ids.to(device), self.weight.to(device))
+
 
 TokenBatches = Callable[[int], list[TokenBatch]]
 """The token batches of a step, by its number; the same number must give the same batches."""
@@ -105,6 +110,7 @@ def watching(model: nn.Module, sublayer: Sublayer, watch: Watch) -> Iterator[Non
 @torch.no_grad()
 def collect(model: nn.Module, batch: TokenBatch, place: Place = "mlp") -> Activations:
     """Return what the sublayers of all layers read and wrote on a batch."""
+    batch = batch.beside(model)
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 

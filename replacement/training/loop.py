@@ -33,9 +33,7 @@ def run_steps(
         start = state["step"]
     end = settings.steps if stop_after is None else min(stop_after, settings.steps)
     steps = range(start, end)
-    bar = tqdm(
-        steps, initial=start, total=settings.steps, desc=checkpoint.stem, mininterval=5
-    )
+    bar = tqdm(steps, initial=start, total=settings.steps, desc=checkpoint.stem, mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = group.get("share", 1.0) * settings.learning_rate_at(step)

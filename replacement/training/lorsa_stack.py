@@ -31,8 +31,12 @@ from replacement.training.stack import (
 class Patterns(nn.Module):
     """The query and key weights of all layers; norms, rotation and windows stay the model's."""
 
-    def __init__(self, query_keys: Sequence[QueryKey]) -> None:
+    unit: Tensor
+
+    def __init__(self, query_keys: Sequence[QueryKey], unit: Float[Tensor, " layer"]) -> None:
+        """Take weights that are for inputs times `unit`."""
         super().__init__()
+        self.register_buffer("unit", unit)
         self.fixed = list(query_keys)
         self.query = nn.ParameterList([one.query for one in query_keys])
         self.key = nn.ParameterList([one.key for one in query_keys])
@@ -49,16 +53,14 @@ class Patterns(nn.Module):
             key_bias=self.key_bias[layer] if self.key_bias else None,
         )
 
-    def mixed(
-        self, parts: Sequence[Activations], unit: Float[Tensor, " layer"]
-    ) -> Float[Tensor, "layer group token d_model"]:
-        """Return the normalised inputs as every head mixes them, at the positions that count."""
+    def mixed(self, parts: Sequence[Activations]) -> Float[Tensor, "layer group token d_model"]:
+        """Return the inputs as every head mixes them, at the positions that count."""
         layers = []
         for layer, query_key in enumerate(map(self.query_key, range(len(self.fixed)))):
             heard = []
             for part in parts:
-                y = part.inputs[layer] * unit[layer]
-                mixed = query_key.pattern(y) @ y[:, None]
+                y = part.inputs[layer]
+                mixed = query_key.pattern(self.unit[layer] * y) @ y[:, None]
                 heard.append(mixed.movedim(1, 0)[:, part.counts])
             layers.append(torch.cat(heard, dim=1))
         return torch.stack(layers)
@@ -73,12 +75,12 @@ class LorsaStack(Stack):
     """A stack whose groups are query-key heads; their weights are parameters beside the others."""
 
     def __init__(self, start: Start, units: Units, patterns: Patterns) -> None:
-        super().__init__(start, units, patterns.fixed[0].n_heads)
+        super().__init__(start, units)
         self.patterns = patterns
 
     def listened(self, parts: Sequence[Activations]) -> Float[Tensor, "layer group token d_model"]:
-        """Return what every pattern makes of the input at the positions that count, normalised."""
-        return self.patterns.mixed(parts, self.input_unit)
+        """Return what every pattern makes of the input at the positions that count."""
+        return self.patterns.mixed(parts)
 
     @torch.no_grad()
     def fold(self, k: int) -> list[dict[str, Any]]:
@@ -86,7 +88,7 @@ class LorsaStack(Stack):
         folded = super().fold(k)
         for layer, fields in enumerate(folded):
             query_key = self.patterns.query_key(layer)
-            fields["query_key"] = _copied(query_key, self.input_unit[layer].item())
+            fields["query_key"] = _copied(query_key, self.patterns.unit[layer].item())
         return folded
 
 
@@ -105,31 +107,32 @@ def lorsa_stack(
             f"multiple of {n_query_key}."
         )
     tokens = tokens_of(sample)
-    units = measure_units(tokens)
-    outputs = tokens.outputs * units.output[:, None, None]
+    outputs, weight = tokens.outputs, tokens.weight
+    norm = (tokens.inputs.norm(dim=-1) * weight).sum(-1) / weight.sum()
+    unit = tokens.inputs.shape[-1] ** 0.5 / norm
     own = settings.start == "attention"
     generator = torch.Generator().manual_seed(settings.seed + 1)
     repeated = [_repeated(one.query_key, settings.repeats) for one in heads]
-    patterns = Patterns(
-        [
-            _copied(one, 1 / unit.item()) if own else _random(one, generator)
-            for one, unit in zip(repeated, units.input, strict=True)
-        ]
-    )
+    first = [
+        _copied(one, 1 / size.item()) if own else _random(one, generator)
+        for one, size in zip(repeated, unit, strict=True)
+    ]
+    patterns = Patterns(first, unit)
     with torch.no_grad():
-        listened = patterns.mixed(sample, units.input)
+        listened = patterns.mixed(sample)
+    units = measure_units(listened, outputs, weight, centred=settings.centred)
+    heard, outputs = units.heard(listened), outputs * units.output[:, None, None]
     if not own:
-        start = start_at_tokens(listened, outputs, tokens.weight, settings)
-        return LorsaStack(start, units, patterns)
+        return LorsaStack(start_at_tokens(heard, outputs, weight, settings), units, patterns)
     through = torch.stack([one.value_of_head @ one.output_of_head for one in heads])
-    through = through * (units.output / units.input)[:, None, None, None]
     through = through.repeat_interleave(settings.repeats, dim=1)
-    start = start_in_heads(listened, outputs, tokens.weight, through, settings)
+    through = through * (units.output[:, None] / units.input)[:, :, None, None]
+    start = start_in_heads(heard, outputs, weight, through, settings)
     return LorsaStack(start, units, patterns)
 
 
 def start_in_heads(
-    listened: Float[Tensor, "layer group token d_model"],
+    heard: Float[Tensor, "layer group token d_model"],
     outputs: Float[Tensor, "layer token d_model"],
     weight: Float[Tensor, " token"],
     through: Float[Tensor, "layer group d_model d_model_out"],
@@ -141,13 +144,13 @@ def start_in_heads(
     and reads how much the head writes in that direction, through `W_V W_O`.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    chosen = draw_tokens(weight, listened.shape[0], settings, generator)
-    written = listened @ through
+    chosen = draw_tokens(weight, heard.shape[0], settings, generator)
+    written = heard @ through
     written = written - mean_listened(written, weight)[:, :, None]
-    group = torch.arange(settings.n_features) // (settings.n_features // listened.shape[1])
-    noise = torch.randn(settings.n_features, listened.shape[-1], generator=generator)
+    group = torch.arange(settings.n_features) // (settings.n_features // heard.shape[1])
+    noise = torch.randn(settings.n_features, heard.shape[-1], generator=generator).to(heard)
     # the k features kept are of several heads, and answer at once to tokens that are alike
-    share = min(1.0, listened.shape[1] / settings.k_at(0))
+    share = min(1.0, heard.shape[1] / settings.k_at(0))
     reads, writes = [], []
     for layer, head_writes in enumerate(written):
         spread = torch.einsum("fd,fde->fe", noise, through[layer, group])
@@ -157,7 +160,7 @@ def start_in_heads(
         writes.append(write)
         reads.append(share * torch.einsum("fde,fe->fd", through[layer, group], write))
     read = torch.stack(reads)
-    bias = -(read * mean_listened(listened, weight)[:, group]).sum(-1)
+    bias = -(read * mean_listened(heard, weight)[:, group]).sum(-1)
     return Start(read, bias, torch.stack(writes), weighted_mean(outputs, weight))
 
 
@@ -201,7 +204,7 @@ def _random(query_key: QueryKey, generator: torch.Generator) -> QueryKey:
 
     def drawn(weight: Tensor) -> Tensor:
         limit = (6 / (weight.shape[1] + weight.shape[2])) ** 0.5
-        return limit * (2 * torch.rand(weight.shape, generator=generator) - 1)
+        return limit * (2 * torch.rand(weight.shape, generator=generator).to(weight) - 1)
 
     return dataclasses.replace(
         query_key,

@@ -120,12 +120,10 @@ def measure_layers(
     return [_measure_layer(layer, parts, index) for index, layer in enumerate(layers)]
 
 
-def _measure_layer(
-    layer: FeatureLayer, parts: Sequence[Activations], index: int
-) -> LayerMetrics:
+def _measure_layer(layer: FeatureLayer, parts: Sequence[Activations], index: int) -> LayerMetrics:
     tokens = tokens_of(parts)
     predicted, counts = [], []
-    alive = torch.zeros(layer.n_features, dtype=torch.bool)
+    alive = torch.zeros(layer.n_features, dtype=torch.bool, device=tokens.weight.device)
     for part in parts:
         for y, counted in zip(part.inputs[index], part.counts, strict=True):
             active = layer.encode(y)
@@ -147,7 +145,7 @@ def measure_model(
 ) -> ModelMetrics:
     """Return the model's metrics where both a position and the next have weight, by its weight."""
     totals = torch.zeros(4, dtype=torch.float64)
-    for batch in batches:
+    for batch in (batch.beside(model) for batch in batches):
         original = model(batch.ids).logits[:, :-1].log_softmax(-1)
         with replaced(model, mlps=mlps, attentions=attentions):
             other = model(batch.ids).logits[:, :-1].log_softmax(-1)

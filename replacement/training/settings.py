@@ -39,6 +39,12 @@ class TopKSettings(RunSettings):
     """Steps between restarts of dead features at tokens the others explain badly."""
     restart_share: float = 0.6
     """Share of the steps in which there are restarts; what is dead after that stays dead."""
+    gentle_restarts: bool = True
+    """Whether restarted features are weakened to what is left over at all tokens they answer to;
+    without, a few that answer to many tokens can undo what was learned."""
+    centred: bool = True
+    """Whether inputs are taken from their mean while training, which is folded into the biases.
+    Far faster where the mean is large beside what varies, as behind a pattern that rests on BOS."""
 
     def __post_init__(self) -> None:
         if not 0 < self.k <= self.n_features:

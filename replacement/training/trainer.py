@@ -9,6 +9,7 @@ number, so a run that was interrupted goes on as if it had not been.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -85,11 +86,13 @@ def train_lorsa(
     return [Lorsa(**fields) for fields in stack.fold(settings.k)]
 
 
+@dataclass(frozen=True)
 class Data:
     """What a model reads and writes at one place in every step."""
 
-    def __init__(self, model: nn.Module, batches: TokenBatches, place: Place) -> None:
-        self.model, self.batches, self.place = model, batches, place
+    model: nn.Module
+    batches: TokenBatches
+    place: Place
 
     def at(self, step: int) -> list[Activations]:
         """Return the activations of a step, one part a batch."""
@@ -136,8 +139,8 @@ def one_step(
     """Return each layer's unexplained share of variance, after one optimiser step."""
     tokens = tokens_of(parts)
     outputs = tokens.outputs * stack.output_unit[:, None, None]
-    listened = stack.listened(parts)
-    active = keep_largest(stack.pre_activation(listened), settings.k_at(step))
+    heard = stack.heard(parts)
+    active = keep_largest(stack.pre_activation(heard), settings.k_at(step))
     left_over = outputs - stack.write_bias[:, None] - stack.decode(active)
     loss = unexplained(left_over, tokens.weight)
     optimizer.zero_grad()
@@ -150,7 +153,7 @@ def one_step(
     if settings.restarts_at(step):
         lowest_kept = active.detach().topk(settings.k_at(step), dim=-1).values[..., -1]
         most = (outputs - stack.write_bias.detach()[:, None]).norm(dim=-1)
-        given = Given(listened.detach(), left_over.detach(), lowest_kept, most, tokens.weight)
+        given = Given(heard.detach(), left_over.detach(), lowest_kept, most, tokens.weight)
         restart_dead(stack, optimizer, given, settings=settings, step=step)
     return loss.detach()
 

@@ -1,19 +1,28 @@
 """GPT-2 once more, in plain PyTorch from the Hugging Face weights: the oracle for the held map.
 
-Nothing here uses the library's own arithmetic. `freeze` runs the original model and notes what is
-held; `forward` runs again with those patterns, norm denominators, gates and errors as constants,
-and keeps every node's output as a tensor, so that autograd gives d target / d node. Each thing can
-be left live, which is how the tests show that holding it matters.
+Nothing here uses the library's own arithmetic. `freeze` runs the model and notes what is held;
+`forward` runs again with those patterns, norm denominators, gates and errors as constants, and
+keeps every node's output as a tensor, so that autograd gives d target / d node. Each thing can be
+left live, which is how the tests show that holding it matters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from replacement.layers import BatchTopK, FeatureLayer, JumpReLU, ReLU, TopK
-from replacement.target import Target
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.target import Target, Term
+from tests.attribution.by_hand import (
+    Sides,
+    gate_by_hand,
+    lorsa_by_hand,
+    pattern_by_hand,
+    sides_by_hand,
+)
 
 
 @dataclass
@@ -27,31 +36,35 @@ class Node:
 
 
 @dataclass
+class Held:
+    """What one run fixed, sublayer by sublayer; patterns and sides layer by layer."""
+
+    token: Tensor
+    position: Tensor
+    pattern: list[Tensor] = field(default_factory=list)
+    sides: list[Sides] = field(default_factory=list)
+    scale: list[Tensor] = field(default_factory=list)
+    gate: list[Tensor] = field(default_factory=list)
+    """1 everywhere for heads."""
+    error: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
 class Pass:
     """One forward pass of the frozen model."""
 
+    held: Held
     token: Tensor
     position: Tensor
     sublayers: list[Node] = field(default_factory=list)
     stages: list[Tensor] = field(default_factory=list)
     """Residual stream of every stage."""
-    normed: list[Tensor] = field(default_factory=list)
-    """Normed input of every sublayer, the final norm last."""
     pre: list[Tensor] = field(default_factory=list)
-    """Pre-activations of every layer's features."""
+    """Pre-activations of every sublayer's features; of heads what they write."""
+    sides: list[Callable[[], Sides]] = field(default_factory=list)
+    """Queries and keys of every attention layer, q/k norms held, made when asked for."""
+    score_scale: list[float] = field(default_factory=list)
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-@dataclass
-class Held:
-    """What one run fixed, sublayer by sublayer."""
-
-    token: Tensor
-    position: Tensor
-    pattern: list[Tensor] = field(default_factory=list)
-    scale: list[Tensor] = field(default_factory=list)
-    gate: list[Tensor] = field(default_factory=list)
-    error: list[Tensor] = field(default_factory=list)
 
 
 class FrozenGPT2:
@@ -59,20 +72,27 @@ class FrozenGPT2:
 
     def __init__(
         self,
-        model: nn.Module,
-        mlps: Sequence[FeatureLayer] | None,
+        model: Any,
+        mlps: Sequence[FeatureLayer | None] | None,
+        attentions: Sequence[Lorsa | AttentionSAE | None] | None = None,
         *,
+        errors: bool = True,
         hold_scales: bool = True,
+        hold_query_key_norms: bool = True,
         hold_patterns: bool = True,
         hold_gates: bool = True,
         add_errors: bool = True,
     ) -> None:
-        self.model, self.mlps = model, mlps
+        self.model = model
+        none = [None] * len(model.transformer.h)
+        self.mlps, self.attentions = mlps or none, attentions or none
+        self.errors = errors
         self.hold_scales, self.hold_patterns = hold_scales, hold_patterns
+        self.hold_query_key_norms = hold_query_key_norms
         self.hold_gates, self.add_errors = hold_gates, add_errors
 
     def freeze(self, ids: Sequence[int]) -> Held:
-        """Run the original model and note what it fixes."""
+        """Run the model and note what it fixes; without `errors`, with the layers in place."""
         base = self.model.transformer
         tokens = torch.tensor(ids)
         held = Held(base.wte.weight[tokens].detach(), base.wpe.weight[: len(ids)].detach())
@@ -80,17 +100,24 @@ class FrozenGPT2:
         with torch.no_grad():
             for number, block in enumerate(base.h):
                 y = self._normed(block.ln_1, x, held.scale)
-                held.pattern.append(self._pattern(block, y))
-                x = x + self._mix(block, self._heads(block, y, held.pattern[-1]))
-                held.error.append(torch.zeros_like(x))
+                held.sides.append(self._sides(number, y))
+                held.pattern.append(self._pattern(number, held.sides[-1]))
+                exact = self._mix(block, self._heads(block, y, self._own_pattern(number, y)))
+                x = self._note(held, 2 * number, x, exact, y)
                 y = self._normed(block.ln_2, x, held.scale)
                 exact = block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(y)))
-                pre, gate = self._gated(number, y)
-                held.gate.append(gate)
-                held.error.append(exact - self._write(number, gate * pre, y))
-                x = x + exact
+                x = self._note(held, 2 * number + 1, x, exact, y)
             self._normed(base.ln_f, x, held.scale)
         return held
+
+    def _note(self, held: Held, sublayer: int, x: Tensor, exact: Tensor, y: Tensor) -> Tensor:
+        """Gates and errors of one sublayer that read `y`; returns the stream behind it."""
+        pre, gate = self._read(sublayer, y, held.pattern[sublayer // 2])
+        held.gate.append(gate)
+        rebuilt = self._write(sublayer, gate * pre, y)
+        missed = exact - rebuilt if self._layer(sublayer) is not None else torch.zeros_like(x)
+        held.error.append(missed if self.errors else torch.zeros_like(x))
+        return x + (exact if self.errors else rebuilt)
 
     def forward(
         self,
@@ -108,37 +135,38 @@ class FrozenGPT2:
         base, share = self.model.transformer, 1.0 if constants else 0.0
         token = held.token.clone().requires_grad_()
         position = held.position.clone().requires_grad_()
-        made = Pass(token, position)
+        made = Pass(held, token, position)
         x = token + position if entering is None else entering
-        for number, block in enumerate(base.h):
+        for sublayer in range(2 * len(base.h)):
+            number, is_mlp = divmod(sublayer, 2)
             made.stages.append(x)
-            y = self._norm(block.ln_1, x, held.scale[2 * number], share)
-            made.normed.append(y)
-            pattern = held.pattern[number] if self.hold_patterns else self._pattern(block, y)
-            parts = self._heads(block, y, pattern, share)
-            parts = _stop(parts, keep, 2 * number)
-            error = self._error(held, 2 * number, share)
-            made.sublayers.append(Node(parts, error))
-            x = x + self._mix(block, parts, share) + error
-
-            made.stages.append(x)
-            y = self._norm(block.ln_2, x, held.scale[2 * number + 1], share)
-            made.normed.append(y)
-            pre, live = self._gated(number, y, share)
+            norm = base.h[number].ln_2 if is_mlp else base.h[number].ln_1
+            y = self._norm(norm, x, held.scale[sublayer], share)
+            if not is_mlp:
+                fixed = held.sides[number] if self.hold_query_key_norms else None
+                made.sides.append(partial(self._sides, number, y, share, fixed))
+                made.score_scale.append(self._score_scale(number))
+            pattern = held.pattern[number]
+            if not self.hold_patterns:
+                pattern = self._pattern(number, made.sides[number]())
+            pre, live = self._read(sublayer, y, pattern, share)
             made.pre.append(pre)
-            gate = held.gate[number] if self.hold_gates else live
-            parts = _stop(gate * pre, keep, 2 * number + 1)
-            error = self._error(held, 2 * number + 1, share)
-            skip = self._skip(number, y)
+            gate = held.gate[sublayer] if self.hold_gates else live
+            parts = _stop(gate * pre, keep, sublayer)
+            error = self._error(held, sublayer, share)
+            skip = self._skip(sublayer, y)
             made.sublayers.append(Node(parts, error, skip))
-            x = x + self._write(number, parts, y, share, skip) + error
+            x = x + self._write(sublayer, parts, y, share, skip) + error
         made.stages.append(x)
         y = self._norm(base.ln_f, x, held.scale[-1], share)
-        made.normed.append(y)
         made.logits = y @ self.model.lm_head.weight.T
         if self.model.lm_head.bias is not None:
             made.logits = made.logits + share * self.model.lm_head.bias
         return made
+
+    def _layer(self, sublayer: int) -> FeatureLayer | None:
+        """What a sublayer is read through, None for the model's own heads or neurons."""
+        return (self.mlps if sublayer % 2 else self.attentions)[sublayer // 2]
 
     def _normed(self, norm: nn.LayerNorm, x: Tensor, scales: list[Tensor]) -> Tensor:
         scales.append((x.var(-1, unbiased=False) + norm.eps).sqrt())
@@ -150,76 +178,98 @@ class FrozenGPT2:
         centred = x - x.mean(-1, keepdim=True)
         return norm.weight * centred / scale[:, None] + share * norm.bias
 
-    def _pattern(self, block: nn.Module, y: Tensor) -> Tensor:
-        n_pos, d_model = y.shape
-        heads = block.attn.num_heads
-        query, key, _ = block.attn.c_attn(y).view(n_pos, 3, heads, -1).unbind(1)
-        scores = torch.einsum("qhd,khd->hqk", query, key) / (d_model // heads) ** 0.5
-        later = torch.ones(n_pos, n_pos, dtype=torch.bool).triu(1)
-        return scores.masked_fill(later, float("-inf")).softmax(-1)
+    def _sides(
+        self, number: int, y: Tensor, share: float = 1.0, held: Sides | None = None
+    ) -> Sides:
+        """Queries and keys: Lorsa's where attention is read through Lorsa, else the model's."""
+        lorsa = self.attentions[number]
+        if isinstance(lorsa, Lorsa):
+            return sides_by_hand(lorsa.query_key, y, share, held)
+        return self._own_sides(number, y, share)
 
-    def _heads(self, block: nn.Module, y: Tensor, pattern: Tensor, share: float = 1.0) -> Tensor:
+    def _own_sides(self, number: int, y: Tensor, share: float = 1.0) -> Sides:
+        attention = self.model.transformer.h[number].attn
+        packed = y @ attention.c_attn.weight + share * attention.c_attn.bias
+        n_pos, n_heads = len(y), attention.num_heads
+        query, key, _ = packed.view(n_pos, 3, n_heads, -1).permute(1, 2, 0, 3)
+        one = torch.ones(n_heads, n_pos, dtype=y.dtype)
+        return Sides(query, key, one, one)
+
+    def _score_scale(self, number: int) -> float:
+        lorsa = self.attentions[number]
+        if isinstance(lorsa, Lorsa):
+            return lorsa.query_key.scale
+        config = self.model.config
+        return (config.n_embd // config.n_head) ** -0.5
+
+    def _pattern(self, number: int, sides: Sides) -> Tensor:
+        lorsa = self.attentions[number]
+        window = lorsa.query_key.window if isinstance(lorsa, Lorsa) else None
+        return pattern_by_hand(sides, self._score_scale(number), window)
+
+    def _own_pattern(self, number: int, y: Tensor) -> Tensor:
+        """The pattern of the model's own heads, whatever the layer is read through."""
+        config = self.model.config
+        scale = (config.n_embd // config.n_head) ** -0.5
+        return pattern_by_hand(self._own_sides(number, y), scale, None)
+
+    def _heads(self, block: Any, y: Tensor, pattern: Tensor, share: float = 1.0) -> Tensor:
         n_pos, d_model = y.shape
         packed, bias = block.attn.c_attn.weight, block.attn.c_attn.bias
         values = y @ packed[:, 2 * d_model :] + share * bias[2 * d_model :]
         values = values.view(n_pos, block.attn.num_heads, -1)
         return torch.einsum("hqk,khd->qhd", pattern, values)
 
-    def _mix(self, block: nn.Module, parts: Tensor, share: float = 1.0) -> Tensor:
+    def _mix(self, block: Any, parts: Tensor, share: float = 1.0) -> Tensor:
         merged = parts.reshape(len(parts), -1)
         return merged @ block.attn.c_proj.weight + share * block.attn.c_proj.bias
 
-    def _gated(self, number: int, y: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Pre-activations of every feature and their gates, from scratch."""
-        if self.mlps is None:
-            mlp = self.model.transformer.h[number].mlp
-            pre = y @ mlp.c_fc.weight + share * mlp.c_fc.bias
-            return pre, torch.where(pre == 0, torch.zeros_like(pre), mlp.act(pre) / pre)
-        layer = self.mlps[number]
+    def _read(
+        self, sublayer: int, y: Tensor, pattern: Tensor, share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Pre-activations of every feature and their gates, from scratch; heads have gates of 1."""
+        number, is_mlp = divmod(sublayer, 2)
+        block, layer = self.model.transformer.h[number], self._layer(sublayer)
+        if layer is None and is_mlp:
+            pre = y @ block.mlp.c_fc.weight + share * block.mlp.c_fc.bias
+            return pre, torch.where(pre == 0, torch.zeros_like(pre), block.mlp.act(pre) / pre)
+        if isinstance(layer, Lorsa):
+            pre = lorsa_by_hand(layer, y, pattern, share)
+            return pre, gate_by_hand(layer, pre)
+        if not is_mlp:
+            parts = self._heads(block, y, pattern, share)
+            if layer is None:
+                return parts, torch.ones_like(parts)
+            y = self._mix(block, parts, share)
+        assert layer is not None
         pre = y @ layer.read.T + share * layer.read_bias
         return pre, gate_by_hand(layer, pre)
 
-    def _skip(self, number: int, y: Tensor) -> Tensor | None:
-        skip = None if self.mlps is None else self.mlps[number].skip
-        return None if skip is None else y @ skip.T
+    def _skip(self, sublayer: int, y: Tensor) -> Tensor | None:
+        layer = self._layer(sublayer)
+        return None if layer is None or layer.skip is None else y @ layer.skip.T
 
     def _write(
         self,
-        number: int,
+        sublayer: int,
         parts: Tensor,
         y: Tensor,
         share: float = 1.0,
         skip: Tensor | None = None,
     ) -> Tensor:
-        if self.mlps is None:
-            projection = self.model.transformer.h[number].mlp.c_proj
-            return parts @ projection.weight + share * projection.bias
-        layer = self.mlps[number]
-        around = self._skip(number, y) if skip is None else skip
+        number, is_mlp = divmod(sublayer, 2)
+        block, layer = self.model.transformer.h[number], self._layer(sublayer)
+        if layer is None and not is_mlp:
+            return self._mix(block, parts, share)
+        if layer is None:
+            return parts @ block.mlp.c_proj.weight + share * block.mlp.c_proj.bias
+        around = self._skip(sublayer, y) if skip is None else skip
         written = parts @ layer.write + share * layer.write_bias
         return written if around is None else written + around
 
     def _error(self, held: Held, sublayer: int, share: float) -> Tensor:
         error = held.error[sublayer] * share if self.add_errors else held.error[sublayer] * 0
         return error.clone().requires_grad_()
-
-
-def gate_by_hand(layer: FeatureLayer, pre: Tensor) -> Tensor:
-    """Return the gates of a transcoder; in plain Python where features compete."""
-    match layer.activation:
-        case ReLU():
-            kept = pre > 0
-        case JumpReLU(threshold=threshold):
-            kept = torch.stack([row > threshold for row in pre])
-        case BatchTopK(threshold=threshold):
-            kept = pre > threshold
-        case TopK(k=k):
-            kept = torch.zeros_like(pre, dtype=torch.bool)
-            for pos, row in enumerate(pre.tolist()):
-                best = sorted(range(len(row)), key=lambda index, row=row: -row[index])[:k]
-                for index in best:
-                    kept[pos, index] = row[index] > 0
-    return kept.to(pre.dtype)
 
 
 def _stop(parts: Tensor, keep: Sequence[Tensor] | None, sublayer: int) -> Tensor:
@@ -240,11 +290,24 @@ def measure(target: Target, made: Pass) -> Tensor:
             case "centered_logit":
                 value = made.logits[term.pos, term.index] - made.logits[term.pos].mean()
             case "feature":
-                value = made.pre[term.layer][term.pos, term.index]
+                sublayer = 2 * term.layer + (term.sublayer == "mlp")
+                value = made.pre[sublayer][term.pos, term.index]
+            case "attention_score":
+                value = _score(term, made)
             case "direction":
+                assert term.vector is not None
                 value = made.stages[2 * term.layer][term.pos] @ term.vector
         total = total + term.weight * value
     return total
+
+
+def _score(term: Term, made: Pass) -> Tensor:
+    """A score as it is explained: linear in one side with the other held, or half of each."""
+    live, held = made.sides[term.layer](), made.held.sides[term.layer]
+    asked = live.query[term.index, term.pos] @ held.key[term.index, term.key]
+    offered = held.query[term.index, term.pos] @ live.key[term.index, term.key]
+    value = {"query": asked, "key": offered, "both": (asked + offered) / 2}[term.side]
+    return made.score_scale[term.layer] * value
 
 
 @dataclass
@@ -271,7 +334,9 @@ def attributions(target: Target, made: Pass) -> Attributions:
     skips = [node.skip for node in made.sublayers if node.skip is not None]
     parts = [node.parts for node in made.sublayers]
     tensors = [made.token, made.position, *parts, *errors, *skips]
-    gradients = torch.autograd.grad(measure(target, made), tensors, allow_unused=True)
+    gradients = torch.autograd.grad(
+        measure(target, made), tensors, allow_unused=True, retain_graph=True
+    )
     products = [
         torch.zeros_like(tensor) if gradient is None else tensor * gradient
         for tensor, gradient in zip(tensors, gradients, strict=True)

@@ -9,10 +9,21 @@ from torch import Tensor
 
 from attribution.sweep import Sweep, sweep
 from replacement.held import Sublayer
+from replacement.layers import Active
 from replacement.run import Run
 from replacement.target import Target
 from tests.attribution.frozen import Attributions, FrozenGPT2, Held, attributions, measure
-from tests.samples import CASES, SHAPES, TARGETS, Case, mlps_of, random_gpt2, random_ids, random_run
+from tests.samples import (
+    CASES,
+    SHAPES,
+    TARGETS,
+    Case,
+    attentions_of,
+    mlps_of,
+    random_gpt2,
+    random_ids,
+    random_run,
+)
 
 TOLERANCE = 1e-9
 WELL_ABOVE = 1e-4
@@ -35,15 +46,23 @@ SPARSE = Case("two layers", "jumprelu", skip=True)
 def frozen_of(case: Case) -> tuple[FrozenGPT2, Held]:
     """Return the oracle of a case and what its run fixes, from weights made once more."""
     shape = SHAPES[case.shape]
-    oracle = FrozenGPT2(random_gpt2(shape, case.seed), mlps_of(case))
+    oracle = FrozenGPT2(
+        random_gpt2(shape, case.seed), mlps_of(case), attentions_of(case), errors=case.errors
+    )
     return oracle, oracle.freeze(random_ids(shape, case.seed))
+
+
+def active_of(run: Run, layer: Sublayer) -> Active | None:
+    """Return the active features of a sublayer, None for heads."""
+    recorded = run.layers[layer.layer]
+    return recorded.mlp.active if layer.name == "mlp" else recorded.attention.active
 
 
 def dense(run: Run, layer: Sublayer, values: Tensor) -> Tensor:
     """Return per-node values of a sublayer as a [pos, head] or [pos, feature] table."""
-    if layer.name == "attn":
+    active = active_of(run, layer)
+    if active is None:
         return values.view(len(run.tokens), -1)
-    active = run.layers[layer.layer].active
     table = values.new_zeros(len(run.tokens), active.n_features)
     table[active.pos, active.index] = values[: len(active)]
     return table
@@ -51,7 +70,7 @@ def dense(run: Run, layer: Sublayer, values: Tensor) -> Tensor:
 
 def skips(run: Run, layer: Sublayer, values: Tensor) -> Tensor | None:
     """Return the entries of a sublayer's skip nodes."""
-    return None if layer.always is None else values[len(run.layers[layer.layer].active) :]
+    return None if layer.always is None else values[len(run.layers[layer.layer].mlp.active) :]
 
 
 def deviation(run: Run, swept: Sweep, expected: Attributions) -> float:
@@ -71,27 +90,31 @@ def deviation(run: Run, swept: Sweep, expected: Attributions) -> float:
 
 def masks_of(run: Run, swept: Sweep) -> list[Tensor]:
     """Return the kept nodes of a sweep as dense masks for the frozen model."""
-    return [
-        dense(run, layer, keep) for layer, keep in zip(run.sublayers, swept.keep, strict=True)
-    ]
+    return [dense(run, layer, keep) for layer, keep in zip(run.sublayers, swept.keep, strict=True)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attribution_is_value_times_gradient(case: Case) -> None:
     """Heads, features, skips, tokens, positions, errors: a·u = value · d target / d value."""
     run, (oracle, held) = random_run(case), frozen_of(case)
+    made = oracle.forward(held)
     for make in TARGETS.values():
         target = make(run)
-        expected = attributions(target, oracle.forward(held))
+        expected = attributions(target, made)
         assert deviation(run, sweep(target, run.sublayers), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_frozen_model_computes_the_original_logits(case: Case) -> None:
-    """The oracle itself: with errors added, it gives the logits of plain Hugging Face."""
+def test_frozen_model_computes_the_logits(case: Case) -> None:
+    """The oracle itself: with errors added it gives the logits of plain Hugging Face.
+
+    Without, those of the replacement run (which tests/replacement checks with hooks).
+    """
     shape, (oracle, held) = SHAPES[case.shape], frozen_of(case)
-    with torch.no_grad():
-        logits = oracle.model(torch.tensor([random_ids(shape, case.seed)])).logits[0]
+    logits = random_run(case).logits
+    if case.errors:
+        with torch.no_grad():
+            logits = oracle.model(torch.tensor([random_ids(shape, case.seed)])).logits[0]
     torch.testing.assert_close(oracle.forward(held).logits.detach(), logits, rtol=0, atol=1e-10)
 
 
@@ -100,7 +123,7 @@ def test_frozen_model_computes_the_original_logits(case: Case) -> None:
 def test_gated_sweep_stops_gradients_at_pruned_nodes(case: Case, rule: str, cutoff: float) -> None:
     """Gated attribution is value · gradient where no gradient passes through what was not kept."""
     run, (oracle, held) = random_run(case), frozen_of(case)
-    for name in ("difference", "combination", "feature"):
+    for name in ("difference", "combination", "scores and logits"):
         target = TARGETS[name](run)
         swept = sweep(target, run.sublayers, cutoff, rule=rule)
         expected = attributions(target, oracle.forward(held, keep=masks_of(run, swept)))
@@ -184,9 +207,11 @@ class TestControls:
     def test_a_wrong_pattern(self) -> None:
         """Closure breaks when one pattern entry is not that of the run."""
         run = random_run(SMOOTH)
-        pattern = run.layers[0].pattern.clone()
+        attention = run.layers[0].attention
+        pattern = attention.pattern.clone()
         pattern[0, -1, 0] += 0.1
-        first = dataclasses.replace(run.layers[0], pattern=pattern)
+        attention = dataclasses.replace(attention, pattern=pattern)
+        first = dataclasses.replace(run.layers[0], attention=attention)
         broken = dataclasses.replace(run, layers=[first, *run.layers[1:]])
         target = TARGETS["difference"](broken)
         swept = sweep(target, broken.sublayers)
@@ -211,7 +236,10 @@ def without(run: Run, what: str) -> Run:
             return dataclasses.replace(run, position_writes=torch.zeros_like(run.position_writes))
         case "mlp error":
             layers = [
-                dataclasses.replace(layer, mlp_error=torch.zeros_like(layer.mlp_error))
+                dataclasses.replace(
+                    layer,
+                    mlp=dataclasses.replace(layer.mlp, error=torch.zeros_like(layer.mlp.error)),
+                )
                 for layer in layers
             ]
         case "final norm bias":

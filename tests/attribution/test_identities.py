@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import lru_cache
 
 import pytest
 import torch
@@ -13,9 +14,22 @@ from attribution.flow import Flow, flow_edges
 from attribution.sweep import Sweep, cutoff_of, strongest, sweep
 from replacement.families import FAMILIES
 from replacement.held import Sublayer
+from replacement.layer_run import AttentionRun
+from replacement.layers import Lorsa
 from replacement.run import Run
 from replacement.target import Target
-from tests.samples import CASES, SHAPES, TARGETS, Case, random_gpt2, random_ids, random_run
+from replacement.weights import LayerWeights
+from tests.samples import (
+    CASES,
+    HEADS,
+    LEARNED,
+    SHAPES,
+    TARGETS,
+    Case,
+    random_gpt2,
+    random_ids,
+    random_run,
+)
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Of Σ|terms| (docs/design.md, precision)."""
@@ -71,16 +85,20 @@ def swept_at(target: Target, threshold: float, rule: str = "absolute") -> Sweep:
     return sweep(target, sublayers, cutoff, rule=rule)
 
 
+@lru_cache(maxsize=512)
+def ungated(case: Case, name: str) -> tuple[Target, Sweep]:
+    """Return a target and its sweep through all nodes."""
+    target = TARGETS[name](random_run(case))
+    return target, sweep(target, target.run.sublayers)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_identities_hold_for_every_target(case: Case) -> None:
     """Ungated: Σ leaves = target, inflow = attribution = outflow."""
-    run = random_run(case)
-    sublayers = run.sublayers
-    for make in TARGETS.values():
-        target = make(run)
-        swept = sweep(target, sublayers)
+    for name in TARGETS:
+        target, swept = ungated(case, name)
         assert_closed(target, swept)
-        assert_conserved(target, sublayers, swept)
+        assert_conserved(target, target.run.sublayers, swept)
         assert float(swept.leaves.pruned.abs().sum()) == 0
 
 
@@ -88,11 +106,10 @@ def test_identities_hold_for_every_target(case: Case) -> None:
 @pytest.mark.parametrize(("rule", "threshold"), GATES)
 def test_identities_hold_behind_a_gate(case: Case, rule: str, threshold: float) -> None:
     """Whatever the gate stops is booked as pruned, so both identities hold as before."""
-    run = random_run(case)
-    sublayers = run.sublayers
-    for name in ("difference", "combination", "feature"):
-        target = TARGETS[name](run)
-        swept = swept_at(target, threshold, rule)
+    for name in ("difference", "combination", "feature" if case in HEADS else "scores and logits"):
+        target, whole = ungated(case, name)
+        sublayers = target.run.sublayers
+        swept = sweep(target, sublayers, cutoff_of(target, whole, threshold), rule=rule)
         assert_closed(target, swept)
         assert_conserved(target, sublayers, swept)
 
@@ -102,39 +119,52 @@ def test_identities_hold_in_float32(case: Case) -> None:
     """The same to 1e-4 of Σ|terms| in single precision."""
     run = random_run(case, torch.float32)
     sublayers = run.sublayers
-    for name in ("difference", "centered", "feature", "combination"):
+    for name in ("difference", "centered", "combination", "scores and logits"):
         target = TARGETS[name](run)
-        for threshold in (0.0, 0.05):
-            swept = swept_at(target, threshold)
+        whole = sweep(target, sublayers)
+        for swept in (whole, sweep(target, sublayers, cutoff_of(target, whole, 0.05))):
             assert_closed(target, swept)
             assert_conserved(target, sublayers, swept)
 
 
 def with_leaking_patterns(run: Run) -> Run:
-    """Return the run as if heads saw 0.9 of every pattern, the rest of attention being an error."""
-    layers = []
-    for layer, block in zip(run.layers, run.weights.layers, strict=True):
-        assert block.heads.output_bias is not None
-        seen = 0.9 * (layer.attention_output - block.heads.output_bias) + block.heads.output_bias
-        leaking = dataclasses.replace(
-            layer,
-            pattern=0.9 * layer.pattern,
-            mixed=0.9 * layer.mixed,
-            attention_output=seen,
-            attention_error=layer.attention_error + layer.attention_output - seen,
+    """Return the run as if every pattern were 0.9 of what it is, the rest being an error."""
+    layers = [
+        dataclasses.replace(layer, attention=leaking(layer.attention, block, residual))
+        for layer, block, residual in zip(
+            run.layers, run.weights.layers, run.residuals[:-1:2], strict=True
         )
-        layers.append(leaking)
+    ]
     return dataclasses.replace(run, layers=layers)
 
 
+def leaking(attention: AttentionRun, block: LayerWeights, residual: Tensor) -> AttentionRun:
+    pattern, wrote = 0.9 * attention.pattern, attention.output + attention.error
+    if isinstance(block.attention, Lorsa):
+        y = block.attention_norm.apply(residual, attention.scale)
+        mixed, active = None, block.attention.encode(y, pattern)
+        output = block.attention.decode(active, y)
+    else:
+        assert attention.mixed is not None
+        mixed, active = 0.9 * attention.mixed, None
+        output = block.heads.write(mixed)
+        if block.attention is not None:
+            active = block.attention.encode(output)
+            output = block.attention.decode(active, output)
+    return AttentionRun(pattern, attention.scale, mixed, active, output, wrote - output)
+
+
 @pytest.mark.parametrize("cutoff", [0.0, 0.05])
-def test_identities_hold_where_attention_has_an_error(cutoff: float) -> None:
-    """Heads that miss a part of attention leave an error, and constants pass by the row sums."""
-    run = with_leaking_patterns(random_run(Case("two layers", "relu", skip=True)))
-    assert all(float(layer.attention_error.abs().max()) > 0.01 for layer in run.layers)
+@pytest.mark.parametrize(
+    "case", [Case("two layers", "relu", skip=True), LEARNED[1], LEARNED[5]], ids=str
+)
+def test_identities_hold_where_patterns_do_not_sum_to_one(case: Case, cutoff: float) -> None:
+    """Constants pass by the rows' own sums, and what heads miss of attention is an error."""
+    run = with_leaking_patterns(random_run(case))
+    assert all(float(layer.attention.error.abs().max()) > 0.01 for layer in run.layers)
     sublayers = run.sublayers
-    for make in TARGETS.values():
-        target = make(run)
+    for name in ("difference", "feature of layer 0", "combination", "scores and logits"):
+        target = TARGETS[name](run)
         swept = sweep(target, sublayers, cutoff)
         assert_closed(target, swept)
         flow = assert_conserved(target, sublayers, swept)
@@ -147,7 +177,7 @@ def test_identities_hold_where_attention_has_an_error(cutoff: float) -> None:
 @pytest.mark.parametrize("rule", ["absolute", "signed"])
 def test_thresholds_from_none_to_all(rule: str, threshold: float) -> None:
     """The identities hold from a graph of everything to one of the direct paths alone."""
-    for case in (Case("two layers", "neurons"), Case("two layers", "relu", skip=True)):
+    for case in (Case("two layers", "neurons"), Case("two layers", "relu", skip=True), LEARNED[1]):
         target = TARGETS["difference"](random_run(case))
         sublayers = target.run.sublayers
         swept = swept_at(target, threshold, rule)
@@ -190,7 +220,9 @@ def test_nothing_above_the_target_is_attributed() -> None:
 
 
 @given(data=some.data())
-@pytest.mark.parametrize("case", [Case("two layers", "topk", skip=True), CASES[0]], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case("two layers", "topk", skip=True), CASES[0], LEARNED[2]], ids=str
+)
 def test_identities_hold_for_any_choice_of_nodes(case: Case, data: some.DataObject) -> None:
     """`only=`: any set of nodes is a circuit whose flow is conserved."""
     target = TARGETS[data.draw(some.sampled_from(sorted(TARGETS)))](random_run(case))
@@ -241,7 +273,7 @@ def test_attribution_is_linear_in_the_target(weights: list[float], signed: bool)
         torch.testing.assert_close(attribution, terms.sum(0), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*HEADS, *LEARNED], ids=str)
 def test_values_are_those_of_the_original_model(case: Case) -> None:
     """What the leaves add up to is what plain Hugging Face computes, not a reconstruction."""
     run, shape = random_run(case), SHAPES[case.shape]

@@ -16,7 +16,7 @@ from attribution.sweep import Sweep, sweep
 from replacement.edits import Removal, held_knock_outs
 from replacement.families import HeadWeights
 from replacement.held import Gate, NodeRows, Reads, Step, Sublayer
-from replacement.layers import JumpReLU, Transcoder
+from replacement.layers import JumpReLU, QueryKey, Transcoder
 from replacement.norms import Norm
 from replacement.recording import run_of_record
 from replacement.run import Run
@@ -33,7 +33,8 @@ NEGATIVE = [([1.0, 2.0], [1.0, 1.0]), ([1.0, 1.0], [2.0, -1.0])]
 class Linear(Sublayer):
     """Nodes that read one number and write a multiple of it: the plainest sublayer."""
 
-    name, always, write_bias = "mlp", None, None
+    name, node_kind, local, dense = "mlp", "neuron", True, False
+    always = write_bias = None
 
     def __init__(self, layer: int, read: list[float], write: list[float], x: float) -> None:
         self.layer, self.reads_at, self.writes_at = layer, layer, layer + 1
@@ -53,7 +54,9 @@ class Linear(Sublayer):
         downstream = self.write[nodes] @ gradient[0]
         count = len(nodes)
         return Reads(
-            downstream[:, None] * self.read[nodes], torch.ones(count, 1), torch.zeros(count)
+            (downstream[:, None] * self.read[nodes])[:, None],
+            torch.ones(count, 1, 1),
+            torch.zeros(count),
         )
 
     def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
@@ -100,6 +103,7 @@ def bare_run() -> Run:
         prompt=None,
         token_ids=torch.zeros(1, dtype=torch.long),
         tokens=["x"],
+        errors=True,
         logits=one,
         token_writes=one,
         position_writes=nothing,
@@ -203,7 +207,8 @@ def test_negative_weight_tells_signed_from_absolute(
 def real_run(weights: list[tuple[list[float], list[float]]]) -> Run:
     """Return the example as a real run: transcoders that are always active, heads that write 0."""
     nothing, one = torch.zeros(1, 1), torch.ones(1, 1)
-    heads = HeadWeights(nothing, None, nothing, None, n_heads=1)
+    looks = QueryKey(nothing[None], nothing[None], None, None, scale=1.0)
+    heads = HeadWeights(looks, nothing, None, nothing, None, n_heads=1)
     blocks, layers, x = [], [], one
     for read, write in weights:
         mlp = Transcoder(
@@ -215,14 +220,14 @@ def real_run(weights: list[tuple[list[float], list[float]]]) -> Run:
         )
         # a norm without centring gives x / |x|: a gain of |x| undoes it, so the layer reads x
         norm = Norm(gain=x[0].abs(), bias=None, eps=0.0, centred=False)
-        blocks.append(LayerWeights(norm, heads, norm, mlp))
+        blocks.append(LayerWeights(norm, heads, None, norm, mlp))
         written = x @ mlp.read.T @ mlp.write
         layers.append(LayerRecord(x, nothing, written, torch.ones(1, 1, 1)))
         x = x + written
     model = ModelWeights(None, blocks, IDENTITY, unembedding=one, unembedding_bias=None)
     ids = torch.zeros(1, dtype=torch.long)
     record = Record(layers, residual=x, logits=x)
-    return run_of_record(record, model, ids, model=None, prompt=None, tokens=["x"])
+    return run_of_record(record, model, ids, model=None, prompt=None, tokens=["x"], errors=True)
 
 
 def test_held_knock_out_needs_clamped_pruned_nodes() -> None:

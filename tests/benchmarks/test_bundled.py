@@ -10,8 +10,10 @@ import torch
 import replacement
 from benchmarks.four_tasks.card import card
 from benchmarks.four_tasks.evaluate import TRIALS, judged, measure
-from benchmarks.four_tasks.folder import load_layers, load_model, weight_files
-from benchmarks.four_tasks.transcoders import held_out_batches
+from benchmarks.four_tasks.folder import load_model, weight_files
+from benchmarks.four_tasks.frontier import read_frontier
+from benchmarks.four_tasks.layer_data import held_out_batches
+from benchmarks.four_tasks.layer_kinds import KINDS, load_kind
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.vocabulary import make_tokenizer
 from replacement.training import measure_layers, replaced
@@ -19,7 +21,7 @@ from replacement.training import measure_layers, replaced
 assert replacement.__file__ is not None
 FOLDER = Path(replacement.__file__).parent / "bundled" / "four-tasks"
 PROMPTS = 200
-MODEL, LAYERS = cache(load_model), cache(load_layers)
+MODEL, LAYERS = cache(load_model), cache(load_kind)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -28,20 +30,38 @@ def test_the_model_reaches_the_bar(task: str) -> None:
     assert judged(task, figures) >= TRIALS[task].bar - 0.01
 
 
+@pytest.mark.parametrize("attention", [None, "lorsa", "attention-saes"])
 @pytest.mark.parametrize("task", TASKS)
-def test_with_its_transcoders_in_place_it_loses_little(task: str) -> None:
+def test_with_its_layers_in_place_it_loses_little(task: str, attention: str | None) -> None:
+    """Every MLP by its transcoder, and all attention by Lorsa or SAEs, no error added back."""
     model = MODEL(FOLDER)
     alone = judged(task, measure(model, task, PROMPTS, seed=1))
-    with replaced(model, LAYERS(FOLDER)):
+    attentions = LAYERS(attention, FOLDER) if attention else None
+    with replaced(model, mlps=LAYERS("transcoders", FOLDER), attentions=attentions):
         in_place = judged(task, measure(model, task, PROMPTS, seed=1))
-    assert in_place >= alone - 0.06
+    assert in_place >= alone - (0.1 if attention else 0.06)
 
 
-def test_the_transcoders_explain_the_mlps() -> None:
-    layers = measure_layers(MODEL(FOLDER), LAYERS(FOLDER), held_out_batches(PROMPTS, seed=1))
+def test_without_what_the_layers_write_nothing_is_left() -> None:
+    """The figures above are the layers' doing: Lorsa layers in the wrong places will not do."""
+    model = MODEL(FOLDER)
+    with replaced(model, attentions=LAYERS("lorsa", FOLDER)[::-1]):
+        assert judged("ioi", measure(model, "ioi", 50, seed=1)) < 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layers_explain_what_they_replace(kind: str) -> None:
+    batches = held_out_batches(PROMPTS, seed=1)
+    layers = measure_layers(MODEL(FOLDER), LAYERS(kind, FOLDER), batches)
     explained = torch.tensor([layer.variance_explained for layer in layers])
-    assert explained.quantile(0.5) >= 0.96
-    assert all(layer.l0 <= 32 for layer in layers)
+    assert explained.quantile(0.5) >= 0.95
+    assert all(layer.l0 <= 24 for layer in layers)
+
+
+def test_few_lorsa_heads_are_never_active() -> None:
+    figures = json.loads((FOLDER / "figures.json").read_text())
+    for kind in ("lorsa", "attention-saes"):
+        assert all(layer["dead"] < 0.2 for layer in figures["layers"][kind]["metrics"])
 
 
 def test_prompts_are_answered_as_they_say() -> None:
@@ -79,7 +99,7 @@ def test_figures_are_of_these_weights_and_the_card_is_of_these_figures() -> None
     figures = json.loads((FOLDER / "figures.json").read_text())
     assert figures["weights_sha256"] == weight_files(FOLDER)
     d_vocab = json.loads((FOLDER / "config.json").read_text())["vocab_size"]
-    assert (FOLDER / "README.md").read_text() == card(figures, d_vocab)
+    assert (FOLDER / "README.md").read_text() == card(figures, read_frontier(FOLDER), d_vocab)
 
 
 def test_the_folder_is_small_and_holds_no_pickles() -> None:

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.four_tasks.batches import collate, draw, token_ids
+from benchmarks.four_tasks.batches import PAD_ID, collate, draw, token_ids
 from benchmarks.four_tasks.card import card
 from benchmarks.four_tasks.evaluate import TRIALS, judged, measure
 from benchmarks.four_tasks.folder import load_model, save_model
-from benchmarks.four_tasks.model import ModelSettings, build, learning_rate, train_model
+from benchmarks.four_tasks.layer_data import held_out_batches, training_batches
+from benchmarks.four_tasks.layer_kinds import KINDS
+from benchmarks.four_tasks.measuring import IN_PLACE
+from benchmarks.four_tasks.model import ModelSettings, build, train_model
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.vocabulary import spell
 
@@ -46,7 +49,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_zero() -> None:
-    rates = [learning_rate(TINY, step) for step in range(TINY.steps + 1)]
+    rates = [TINY.learning_rate_at(step) for step in range(TINY.steps + 1)]
     assert rates[1] == max(rates) == TINY.learning_rate
     assert rates[-1] == pytest.approx(0)
 
@@ -116,18 +119,50 @@ def test_a_missing_model_says_what_to_run(tmp_path: Path) -> None:
 def test_the_card_holds_every_figure() -> None:
     test = {"measure": "argmax", "bar": 0.99, "reached": 0.99876, "preferred": 0.5, "bits": 1.5}
     layer = {"variance_explained": 0.97531, "l0": 12.34, "dead": 0.25}
+    lost = {"cross_entropy": 1.25, "cross_entropy_replaced": 1.5, "kl": 0.125}
     figures = {
         "prompts_per_test": 1000,
         "versions": {"torch": "x"},
         "bytes": {"model.safetensors": 1_000_000},
         "model": {"settings": TINY.__dict__, "parameters": 123456, "tests": {"ioi": test}},
-        "transcoders": {
-            "settings": {"k": 7, "n_features": 99},
-            "tests": {"ioi": {**test, "reached": 0.98764}},
-            "layers": [layer],
-            "in_place": {"cross_entropy": 1.25, "cross_entropy_replaced": 1.5, "kl": 0.125},
+        "layers": {
+            kind: {"settings": {"k": 7, "n_features": 98, "repeats": 2}, "metrics": [layer]}
+            for kind in KINDS
+        },
+        "in_place": {
+            name: {"tests": {"ioi": {**test, "reached": 0.9 + number / 1000}}, **lost}
+            for number, name in enumerate(IN_PLACE)
         },
     }
-    text = card(figures, d_vocab=362)
-    for figure in ("99.88 %", "98.76 %", "0.9753", "12.34", "25.00 %", "123,456", "0.1250"):
+    row = {
+        "kind": "lorsa",
+        "k": 6,
+        "l0": 5.43,
+        "median_variance_explained": 0.87654,
+        "dead": [0.1, 0.35],
+        "kl": 0.0625,
+        "reached": dict.fromkeys(TASKS, 0.45678),
+    }
+    text = card(figures, [row], d_vocab=362)
+    for figure in ("99.88 %", "0.9753", "12.34", "25.00 %", "123,456", "0.1250", "24 share each"):
         assert figure in text
+    for number in range(len(IN_PLACE)):
+        assert f"{90 + number / 10:.2f} %" in text
+    for figure in ("5.43", "0.8765", "35.00 %", "0.0625", "45.68 %"):
+        assert figure in text
+        assert figure not in card(figures, [], d_vocab=362)
+
+
+def test_what_is_in_place_is_of_known_kinds_and_attention_of_one() -> None:
+    for kinds in IN_PLACE.values():
+        assert set(kinds) <= set(KINDS)
+        assert len(set(kinds) - {"transcoders"}) <= 1
+
+
+def test_bos_counts_in_training_and_not_in_metrics() -> None:
+    (batch, *_), (measured, *_) = training_batches(0)(0), held_out_batches(2)
+    assert (batch.weight[:, 0] > 0).all()
+    assert (measured.weight[:, 0] == 0).all()
+    for found in (batch, measured):
+        assert found.weight[:, 1:].sum().item() == pytest.approx(1)
+        assert ((found.ids != PAD_ID) >= (found.weight > 0)).all()

@@ -90,8 +90,9 @@ def test_bad_requests_say_what_fits(tmp_path) -> None:
     token = int(circuit.nodes.index[circuit.nodes["kind"].eq("token")][0])
     with pytest.raises(ValueError, match="is a token, and only heads"):
         circuit.attention(token)
-    for wrong in ({"keys": 0}, {"max_nodes": 0}, {"keys": True}):
-        with pytest.raises(ValueError, match="a whole number, 1 or more"):
+    assert not circuit.attention(head, keys=0).pairs
+    for wrong in ({"keys": -1}, {"max_nodes": 0}, {"keys": True}):
+        with pytest.raises(ValueError, match=r"a whole number, [01] or more"):
             circuit.attention(head, **wrong)
     path = circuit.save(tmp_path / "saved.circuit")
     with pytest.raises(ValueError, match=r"circuit\.attention\(\.\.\.\).*no model.*attach"):

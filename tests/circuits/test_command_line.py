@@ -191,8 +191,11 @@ WRONG = [
         ("--threshold", "valid number"),
     ),
     (("trace", "{model}", PROMPT, *EXPLAIN, "--max-nodes", "0"), ("max_nodes=0",)),
-    (("trace", "{model}", PROMPT, *EXPLAIN, "--mlp", "./none"), ("no such folder of transcoders",)),
-    (("trace", "{model}", PROMPT, *EXPLAIN, "--attention", "lorsa"), ("attention='lorsa'",)),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--mlp", "./none"), ("mlp='none'", "no such folder")),
+    (
+        ("trace", "{model}", PROMPT, *EXPLAIN, "--attention", "lorse"),
+        ("attention='lorse'", "'lorsa'"),
+    ),
     (("trace", "{model}", PROMPT, *EXPLAIN, "--device", "toaster"), ("device='toaster'",)),
     (("trace", "{model}", PROMPT, *EXPLAIN, "--dtype", "int8"), ("dtype='int8'",)),
     (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "a.pdf"), ("a.pdf", ".circuit, .svg")),

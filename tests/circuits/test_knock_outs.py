@@ -16,7 +16,17 @@ from graphs.graph import Graph
 from graphs.nodes import INTERIOR, SOURCES
 from replacement.model import ReplacementModel
 from replacement.run import Run
-from tests.samples import SHAPES, TARGETS, Case, mlps_of, random_gpt2, random_ids, random_run
+from tests.samples import (
+    LEARNED,
+    REPLACED,
+    SHAPES,
+    TARGETS,
+    Case,
+    mlps_of,
+    random_gpt2,
+    random_ids,
+    random_run,
+)
 
 EXACT = 1e-9
 CASES = [
@@ -25,6 +35,8 @@ CASES = [
     Case("deep", "topk", skip=True, seed=1),
     Case("width is vocabulary", "relu", skip=True, seed=3),
     Case("one token", "batchtopk", skip=True, seed=4),
+    LEARNED[2],
+    REPLACED[0],
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_target = pytest.mark.parametrize("target", TARGETS)

@@ -9,6 +9,7 @@ from replacement.layers import (
     Active,
     FeatureLayer,
     JumpReLU,
+    Lorsa,
     Neurons,
     ReLU,
     Smooth,
@@ -19,10 +20,12 @@ from replacement.layers import (
 from replacement.layers.activation import SMOOTH_GATES
 from replacement.layers.active import active_from_gates
 from replacement.model import ReplacementModel
-from tests.attribution.frozen import gate_by_hand
+from tests.attribution.by_hand import gate_by_hand
 from tests.samples import (
     CASES,
+    HEADS,
     KINDS,
+    LEARNED,
     SHAPES,
     TARGETS,
     Case,
@@ -33,10 +36,10 @@ from tests.samples import (
     random_transcoder,
 )
 
-SPARSE = [case for case in CASES if case.mlp != "neurons"]
+SPARSE = [case for case in HEADS if case.mlp != "neurons"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*HEADS, *LEARNED], ids=str)
 def test_a_run_is_the_plain_forward_pass(case: Case) -> None:
     """Logits, residuals and patterns are bit for bit those that Hugging Face returns."""
     run, shape = random_run(case), SHAPES[case.shape]
@@ -50,8 +53,9 @@ def test_a_run_is_the_plain_forward_pass(case: Case) -> None:
     # the last hidden state is behind the final norm, so it is compared as logits above
     for stage, hidden in enumerate(plain.hidden_states[:-1]):
         assert torch.equal(run.residuals[2 * stage], hidden[0])
-    for layer, pattern in zip(run.layers, plain.attentions, strict=True):
-        assert torch.equal(layer.pattern, pattern[0])
+    for layer, block, pattern in zip(run.layers, run.weights.layers, plain.attentions, strict=True):
+        if not isinstance(block.attention, Lorsa):  # which has patterns of its own
+            assert torch.equal(layer.attention.pattern, pattern[0])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -75,8 +79,8 @@ def test_heads_and_neurons_leave_no_error(activation: str) -> None:
     model = random_gpt2(shape)
     run = ReplacementModel(model).run(random_ids(shape))
     for number, (layer, weights) in enumerate(zip(run.layers, run.weights.layers, strict=True)):
-        assert float(layer.attention_error.abs().max()) == 0
-        assert float(layer.mlp_error.abs().max()) == 0
+        assert float(layer.attention.error.abs().max()) == 0
+        assert float(layer.mlp.error.abs().max()) == 0
         block = model.transformer.h[number]
         with torch.no_grad():
             y = block.ln_2(run.residuals[2 * number + 1])
@@ -97,7 +101,7 @@ def test_errors_are_what_transcoders_miss(case: Case) -> None:
             exact = block.mlp(y)
         mlp = run.weights.layers[number].mlp
         missed = exact - dense_output(mlp, y)
-        torch.testing.assert_close(layer.mlp_error, missed, rtol=0, atol=1e-11)
+        torch.testing.assert_close(layer.mlp.error, missed, rtol=0, atol=1e-11)
         assert float(missed.abs().max()) > 0.1
 
 
@@ -120,8 +124,8 @@ def test_the_same_prompt_gives_the_same_run() -> None:
     assert torch.equal(first.logits, second.logits)
     assert not first.logits.requires_grad
     for one, two in zip(first.layers, second.layers, strict=True):
-        assert torch.equal(one.active.activation, two.active.activation)
-        assert not one.active.activation.requires_grad
+        assert torch.equal(one.mlp.active.activation, two.mlp.active.activation)
+        assert not one.mlp.active.activation.requires_grad
 
 
 # ------------------------------------------------------------------------ features of a layer
@@ -246,7 +250,7 @@ def test_neurons_are_views_of_the_models_weights() -> None:
     assert weights.unembedding.data_ptr() == model.lm_head.weight.data_ptr()
 
 
-@pytest.mark.parametrize("case", [CASES[0], SPARSE[1]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], SPARSE[1], LEARNED[2], LEARNED[5]], ids=str)
 def test_every_node_is_found_by_its_name(case: Case) -> None:
     """rows and find are inverse; what is not active, or not there, is not found."""
     run = random_run(case)
@@ -262,11 +266,12 @@ def test_every_node_is_found_by_its_name(case: Case) -> None:
         for pos, index in [(-1, 0), (n_pos, 0), (0, -2), (0, 10_000)]:
             assert layer.find(kind, pos, index) == -1
         assert layer.find("token", 0, 0) == -1
-        if layer.name == "mlp" and case.mlp != "neurons":
-            active = run.layers[layer.layer].active
+        recorded = run.layers[layer.layer]
+        active = recorded.mlp.active if layer.name == "mlp" else recorded.attention.active
+        if active is not None and not active.dense:
             here = active.index[active.pos == 0].tolist()
             idle = next(index for index in range(active.n_features) if index not in here)
-            assert layer.find("feature", 0, idle) == -1
+            assert layer.find(kind, 0, idle) == -1
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -275,8 +280,8 @@ def test_shortest_and_longest_prompts(count: int) -> None:
     shape = SHAPES["two layers"]
     run = ReplacementModel(random_gpt2(shape)).run([1] * count)
     assert len(run.tokens) == count
-    assert run.layers[0].pattern.shape == (2, count, count)
-    assert float(run.layers[0].pattern.sum(-1).sub(1).abs().max()) < 1e-12
+    assert run.layers[0].attention.pattern.shape == (2, count, count)
+    assert float(run.layers[0].attention.pattern.sum(-1).sub(1).abs().max()) < 1e-12
     assert TARGETS["logit"](run).pos == count - 1
 
 

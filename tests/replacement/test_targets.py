@@ -12,9 +12,10 @@ from attribution.sweep import sweep
 from replacement.model import ReplacementModel
 from replacement.run import Run
 from replacement.target import Target
-from tests.samples import CASES, TARGETS, Case, random_gpt2, random_run
+from tests.samples import CASES, LEARNED, TARGETS, Case, random_gpt2, random_run
 
 NEURONS = CASES[0]
+LORSA, SAE = LEARNED[3], LEARNED[5]
 SPARSE = Case("two layers", "topk", skip=True)
 BIASED = Case("width is vocabulary", "relu", skip=True, seed=3)
 """A model whose unembedding has a bias."""
@@ -28,7 +29,7 @@ def seeds_at(target: Target) -> float:
     )
 
 
-@pytest.mark.parametrize("case", [NEURONS, SPARSE, BIASED], ids=str)
+@pytest.mark.parametrize("case", [NEURONS, SPARSE, BIASED, LORSA, SAE], ids=str)
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_target_is_its_seeds_and_bias(case: Case, name: str) -> None:
     """value = Σ seed · residual + bias, for every kind and every sum of them."""
@@ -149,6 +150,10 @@ def test_labels_name_what_is_explained() -> None:
     assert sparse.feature(0, 2, 7).label == "L0.f7@2"
     assert run.direction(torch.ones(8, dtype=torch.float64), 2).label == "direction@L2"
     assert repr(run.logit(3)).startswith("Target(logit([3]) = ")
+    mixed = random_run(SAE)
+    assert mixed.feature(0, 2, 7, sublayer="attn").label == "L0.attn.f7@2"
+    assert mixed.feature(1, 2, 7, sublayer="attn").label == "L1.l7@2"
+    assert mixed.feature(1, 2, 7).label == mixed.feature(1, 2, 7, sublayer="mlp").label == "L1.f7@2"
 
 
 @pytest.mark.parametrize("pos", [0, 4, -1, -5])
@@ -186,7 +191,7 @@ def test_what_does_not_exist_is_refused(make: Any, kind: type[Exception], messag
         make(random_run(NEURONS))
 
 
-@pytest.mark.parametrize("case", [NEURONS, SPARSE], ids=str)
+@pytest.mark.parametrize("case", [NEURONS, SPARSE, LORSA, SAE], ids=str)
 @pytest.mark.parametrize("name", TARGETS)
 def test_terms_make_the_target_anew(case: Case, name: str) -> None:
     """Through JSON and back: the same value, seeds and bias, to the last digit."""
@@ -214,7 +219,7 @@ def test_terms_made_in_another_run_explain_that_run() -> None:
 def test_an_inactive_feature_can_be_explained() -> None:
     """The target is the pre-activation: negative, and traced like any other."""
     run = random_run(SPARSE)
-    active = run.layers[1].active
+    active = run.layers[1].mlp.active
     here = set(active.index[active.pos == 4].tolist())
     idle = next(index for index in range(active.n_features) if index not in here)
     mlp = run.weights.layers[1].mlp
@@ -234,7 +239,7 @@ def test_an_inactive_feature_can_be_explained() -> None:
 def test_an_active_feature_is_worth_its_activation() -> None:
     """Where the gate is 1 the pre-activation is the activation."""
     run = random_run(SPARSE)
-    active = run.layers[0].active
+    active = run.layers[0].mlp.active
     for number in range(0, len(active), 3):
         pos, index = int(active.pos[number]), int(active.index[number])
         assert run.feature(0, pos, index).value == pytest.approx(float(active.activation[number]))

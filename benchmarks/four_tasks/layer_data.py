@@ -1,12 +1,15 @@
-"""The data of the transcoders: the four tasks, each with the same weight in every step."""
+"""The data of the replacement layers: the four tasks, each with the same weight in every step.
+
+BOS counts in training: with the original replaced at every position, every later key and every MLP
+above reads what the layers make of it. Metrics leave BOS out: it is one easy case, and would
+flatter every figure.
+"""
 
 from collections.abc import Callable
 
 from benchmarks.four_tasks.batches import Batch, collate, draw
 from benchmarks.tasks import TASKS, Split
-from replacement.training import TokenBatch, TopKSettings
-
-SETTINGS = TopKSettings(n_features=1024, k=8, k_start=32, steps=2000, learning_rate=2e-3)
+from replacement.training import TokenBatch
 
 EXAMPLES = {"ioi": 32, "induction": 16, "bracket": 24, "greater_than": 40}
 """Examples of each task in one step: about as many tokens of each."""
@@ -38,12 +41,3 @@ def held_out_batches(count: int, *, seed: int = 0, split: Split = "held_out") ->
         for start in range(0, count, size)
     ]
     return [weighted(batch, bos=False) for batch in batches]
-
-
-def parameters(settings: TopKSettings, d_model: int) -> int:
-    """Return the number of weights of one transcoder.
-
-    >>> parameters(TopKSettings(n_features=1024), 128)
-    263296
-    """
-    return settings.n_features * (2 * d_model + 1) + d_model

@@ -1,0 +1,170 @@
+"""A plain Hugging Face forward pass with PyTorch hooks: sublayers replaced, vectors taken out.
+
+The oracle for replacement runs and for free knock-outs: nnsight and the library's own arithmetic
+have no part in it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.run import Run
+from replacement.target import Target, Term
+from tests.attribution.by_hand import (
+    Sides,
+    gate_by_hand,
+    lorsa_by_hand,
+    pattern_by_hand,
+    sides_by_hand,
+)
+from tests.samples import Case, attentions_of, mlps_of
+
+Place = tuple[int, str]
+"""Number of the layer and "attn" or "mlp"; (-1, "") for the embeddings."""
+
+
+@dataclass
+class Hooked:
+    """What one hooked pass saw."""
+
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    entering: dict[int, Tensor] = field(default_factory=dict)
+    """The stream entering every layer; under the number of layers, the final norm's."""
+    normed: dict[Place, Tensor] = field(default_factory=dict)
+    """What every sublayer read."""
+    wrote: dict[Place, Tensor] = field(default_factory=dict)
+    """What the model's own sublayer made of it, before anything was replaced or taken out."""
+    mixed: dict[int, Tensor] = field(default_factory=dict)
+    """What every W_O read."""
+    acted: dict[int, Tensor] = field(default_factory=dict)
+    """Activations of every layer's neurons."""
+
+
+@torch.no_grad()
+def hooked_pass(
+    model: Any,
+    token_ids: Tensor,
+    layers: Mapping[Place, FeatureLayer],
+    lost: Mapping[Place, Tensor],
+) -> Hooked:
+    """Run a Hugging Face GPT-2 with `layers` in place of sublayers and `lost` taken out.
+
+    `lost`: one row a position, subtracted from what a sublayer (or its replacement) wrote, or from
+    the embeddings.
+    """
+    base, seen, handles = model.transformer, Hooked(), []
+
+    def on(module: Any, see: Callable[[Tensor, Any], Any], *, before: bool = False) -> None:
+        if before:
+            handles.append(module.register_forward_pre_hook(lambda _, given: see(given[0], None)))
+        else:
+            handles.append(module.register_forward_hook(lambda _, given, out: see(given, out)))
+
+    def changed(place: Place, output: Tensor) -> Tensor:
+        seen.wrote[place] = output[0]
+        if place in layers:
+            output = rebuilt(layers[place], seen.normed[place], output[0])[None]
+        return output - lost[place] if place in lost else output
+
+    def watch(number: int, block: Any) -> None:
+        attn, mlp = (number, "attn"), (number, "mlp")
+        on(block, lambda x, _: seen.entering.update({number: x[0]}), before=True)
+        on(block.ln_1, lambda _, y: seen.normed.update({attn: y[0]}))
+        on(block.attn.c_proj, lambda x, _: seen.mixed.update({number: x[0]}), before=True)
+        on(block.attn, lambda _, out: (changed(attn, out[0]), *out[1:]))
+        on(block.ln_2, lambda _, y: seen.normed.update({mlp: y[0]}))
+        on(block.mlp.act, lambda _, out: seen.acted.update({number: out[0]}))
+        on(block.mlp, lambda _, out: changed(mlp, out))
+
+    on(base.drop, lambda _, out: out - lost[-1, ""] if (-1, "") in lost else None)
+    for number, block in enumerate(base.h):
+        watch(number, block)
+    on(base.ln_f, lambda x, _: seen.entering.update({len(base.h): x[0]}), before=True)
+    try:
+        seen.logits = model(token_ids[None]).logits[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def layers_of(case: Case) -> dict[Place, FeatureLayer]:
+    """Return the replacement layers of a case, made once more, by their places."""
+    found: dict[Place, FeatureLayer] = {}
+    for name, layers in (("attn", attentions_of(case)), ("mlp", mlps_of(case))):
+        for number, layer in enumerate(layers or []):
+            if layer is not None:
+                found[number, name] = layer
+    return found
+
+
+def lorsa_sides(lorsa: Lorsa, y: Tensor) -> tuple[Sides, Tensor]:
+    """Return queries, keys and pattern of a Lorsa layer."""
+    sides = sides_by_hand(lorsa.query_key, y)
+    return sides, pattern_by_hand(sides, lorsa.query_key.scale, lorsa.query_key.window)
+
+
+def pre_activations(layer: FeatureLayer, y: Tensor, wrote: Tensor) -> Tensor:
+    """Return every pre-activation of a layer on a sublayer that read `y` and wrote `wrote`."""
+    if isinstance(layer, Lorsa):
+        return lorsa_by_hand(layer, y, lorsa_sides(layer, y)[1])
+    read = wrote if isinstance(layer, AttentionSAE) else y
+    return read @ layer.read.T + layer.read_bias
+
+
+def activations(layer: FeatureLayer, y: Tensor, wrote: Tensor) -> Tensor:
+    pre = pre_activations(layer, y, wrote)
+    return gate_by_hand(layer, pre) * pre
+
+
+def rebuilt(layer: FeatureLayer, y: Tensor, wrote: Tensor) -> Tensor:
+    """Return what a layer puts in the place of a sublayer that read `y` and wrote `wrote`."""
+    output = activations(layer, y, wrote) @ layer.write + layer.write_bias
+    return output if layer.skip is None else output + y @ layer.skip.T
+
+
+def measured(target: Target, model: Any, seen: Hooked, before: Hooked) -> float:
+    """Return a target's value in a hooked pass; sides of scores that are fixed are of `before`."""
+    return sum(
+        term.weight * float(_term(target.run, model, term, seen, before)) for term in target.terms
+    )
+
+
+def _term(run: Run, model: Any, term: Term, seen: Hooked, before: Hooked) -> Tensor:
+    match term.kind:
+        case "logit":
+            return seen.logits[term.pos, term.index]
+        case "centered_logit":
+            return seen.logits[term.pos, term.index] - seen.logits[term.pos].mean()
+        case "direction":
+            assert term.vector is not None
+            return seen.entering[term.layer][term.pos] @ term.vector
+        case "attention_score":
+            query = before if term.side == "key" else seen
+            key = before if term.side == "query" else seen
+            return _score(run, model, term, query, key)
+    place, block = (term.layer, term.sublayer), run.weights.layers[term.layer]
+    layer = block.mlp if term.sublayer == "mlp" else block.attention
+    assert layer is not None
+    return pre_activations(layer, seen.normed[place], seen.wrote[place])[term.pos, term.index]
+
+
+def _score(run: Run, model: Any, term: Term, query: Hooked, key: Hooked) -> Tensor:
+    """scale · q · k, of Lorsa or from the packed weights of Hugging Face."""
+    place, lorsa = (term.layer, "attn"), run.weights.layers[term.layer].attention
+    if isinstance(lorsa, Lorsa):
+        q = lorsa_sides(lorsa, query.normed[place])[0].query[term.index, term.pos]
+        k = lorsa_sides(lorsa, key.normed[place])[0].key[term.index, term.key]
+        return lorsa.query_key.scale * q @ k
+    attention = model.transformer.h[term.layer].attn
+    width = model.config.n_embd // model.config.n_head
+    columns = slice(term.index * width, (term.index + 1) * width)
+    q, k = (
+        attention.c_attn(seen.normed[place])[pos].chunk(3)[part][columns]
+        for part, (seen, pos) in enumerate(((query, term.pos), (key, term.key)))
+    )
+    return q @ k * width**-0.5
