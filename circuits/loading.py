@@ -18,6 +18,7 @@ from circuits.reading import ATTENTION, MLP, chosen_layers
 from replacement.checking import check_rebuilt
 from replacement.families import family_of
 from replacement.model import ReplacementModel
+from replacement.weights import norms_of
 
 BUNDLED = ("four-tasks",)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -44,7 +45,8 @@ def load(
         its own.
     mlp
         What MLPs are read as: "neurons" (any model, no error), "transcoders" (those bundled with
-        the model), a folder of transcoders, or a list with one of these words, a layer or None
+        the model), a folder of transcoders (ours or in a published format, see
+        `replacement.checkpoints.read_layers`), or a list with one of these words, a layer or None
         (neurons) per MLP. Default: bundled transcoders where there are some, else neurons.
     attention
         What attention is read as: "heads" (the model's own, patterns held, no error), "lorsa" or
@@ -82,8 +84,11 @@ def load(
         folder = _folder(model)
         hf_model, own = _from_pretrained(str(model), folder, kind, where)
         tokenizer, name = tokenizer or own, str(model)
-    mlps, mlp_name = chosen_layers(MLP, mlp, folder, kind, where)
-    attentions, attention_name = chosen_layers(ATTENTION, attention, folder, kind, where)
+    norms = norms_of(hf_model)
+    mlps, mlp_name = chosen_layers(MLP, mlp, folder, kind, where, norms.mlp)
+    attentions, attention_name = chosen_layers(
+        ATTENTION, attention, folder, kind, where, norms.attention
+    )
     read_as = {"mlp": mlp_name, "attention": attention_name}
     made = ReplacementModel(hf_model, tokenizer, mlps, attentions, name=name, read_as=read_as)
     check_rebuilt(made)

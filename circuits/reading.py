@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from replacement.checkpoints import (
-    kind_of,
     load_attention_saes,
     load_lorsa,
     load_transcoders,
+    read_layers,
 )
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, Neurons
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.norms import Norm
 
 Layers = Sequence[Any] | None
 """One layer or None (the model's own part) per sublayer; None for the model's own everywhere."""
@@ -50,11 +51,13 @@ def chosen_layers(
     folder: Path | None,
     dtype: torch.dtype,
     device: torch.device,
+    norms: Sequence[Norm],
 ) -> tuple[Layers, str]:
     """Return the layers that one part of the model is read through, and what to call them.
 
-    `asked`: a word, a folder of a set, one layer (or word) per sublayer, or None for what is
-    bundled in the model's `folder`, else its own parts. Raises ValueError, FileNotFoundError or
+    `asked`: a word, a folder of a set in any known format, one layer (or word) per sublayer, or
+    None for what is bundled in the model's `folder`, else its own parts. `norms`: the model's, in
+    front of these sublayers. Raises ValueError, FileNotFoundError or
     TypeError for what does not fit.
     """
     bundled = {} if folder is None else _bundled(part, folder)
@@ -65,7 +68,7 @@ def chosen_layers(
     if isinstance(asked, str) and asked in part.kinds:
         return _of_word(part, asked, bundled, dtype, device), asked
     if isinstance(asked, str | Path):
-        return _of_folder(part, Path(asked), dtype, device), Path(asked).name
+        return _of_folder(part, Path(asked), dtype, device, norms), Path(asked).name
     if not isinstance(asked, Sequence):
         raise TypeError(_misfit(part, asked))
     words = list(dict.fromkeys(one for one in asked if isinstance(one, str)))
@@ -80,7 +83,7 @@ def chosen_layers(
         elif isinstance(one, str):
             layers.append(sets[one][number] if number < len(sets[one]) else None)
             names.append(one)
-        elif isinstance(one, part.layers) and not isinstance(one, Neurons) and _fits(part, one):
+        elif isinstance(one, part.layers) and not one.exact and _fits(part, one):
             layers.append(one)
             names.append("given")
         else:
@@ -112,22 +115,24 @@ def _of_word(
     return LOADERS[word](bundled[word], device=device, dtype=dtype)
 
 
-def _of_folder(part: Part, folder: Path, dtype: torch.dtype, device: torch.device) -> list[Any]:
-    if not folder.is_dir():
+def _of_folder(
+    part: Part, folder: Path, dtype: torch.dtype, device: torch.device, norms: Sequence[Norm]
+) -> list[Any]:
+    if not folder.exists():
         near = difflib.get_close_matches(str(folder), (part.own, *part.kinds), n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         raise FileNotFoundError(
             f"load({part.argument}={str(folder)!r}): no such folder.{meant} Fits: {_words(part)}, "
-            "or a folder that holds config.json and layer_0.safetensors, …"
+            "or a folder of a set, ours (config.json, layer_0.safetensors, …) or a published one."
         )
-    kind = kind_of(folder)
+    kind, layers = read_layers(folder, norms=norms, n_layers=len(norms), device=device, dtype=dtype)
     if kind not in part.kinds:
         other = ATTENTION if part is MLP else MLP
         raise ValueError(
             f"load({part.argument}={str(folder)!r}): this folder holds {kind}, which read "
             f"{other.each}s: load({other.argument}={str(folder)!r})."
         )
-    return LOADERS[kind](folder, device=device, dtype=dtype)
+    return layers
 
 
 def _words(part: Part) -> str:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from replacement.model import ReplacementModel
+from replacement.recording import run_of_record
 from replacement.run import Run
 from replacement.weights import LayerWeights
 
@@ -24,7 +25,9 @@ def check_rebuilt(model: ReplacementModel) -> None:
     count = min(N_TOKENS, model.n_context or N_TOKENS)
     ids = torch.arange(count) % model.weights.d_vocab
     record = model.tracer.record(ids.to(model.device), {})
-    run = model.run(ids.tolist())
+    run = run_of_record(
+        record, model.weights, ids, model=model, prompt=None, tokens=[""] * count, errors=True
+    )
     for number, (layer, block) in enumerate(zip(record.layers, model.weights.layers, strict=True)):
         rows = layer.pattern.sum(-1)
         _same(model, f"rows of layer {number}'s attention patterns", rows, torch.ones_like(rows))

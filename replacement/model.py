@@ -160,6 +160,12 @@ def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequen
                 f"a {type(layer).__name__} was given for {what} {number}: Lorsa and AttentionSAE "
                 "read attention, transcoders read MLPs."
             )
+        if isinstance(layer, AttentionSAE) and layer.after_post_norm and family.attention_post_norm:
+            raise ValueError(
+                f"the AttentionSAE of {what} {number} reads what comes out of the norm after "
+                f"attention ({family.attention_post_norm}), which is not covered: one that reads "
+                "what attention itself computes is."
+            )
         widths = [layer.read.shape[1], layer.write.shape[1]]
         if isinstance(layer, Lorsa):
             widths += [layer.query_key.query.shape[1], layer.query_key.key.shape[1]]

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from replacement.families.family import Family, HeadWeights
+from replacement.families import Family, HeadWeights, family_of
 from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, QueryKey
 from replacement.norms import Norm
 
@@ -130,6 +130,23 @@ def read_weights(
         unembedding=unembedding.weight.detach(),
         unembedding_bias=None if unembedding.bias is None else unembedding.bias.detach(),
         logit_soft_cap=getattr(model.config, "final_logit_softcapping", None),
+    )
+
+
+class Norms(NamedTuple):
+    """The norms that sublayers read through, first layer first."""
+
+    attention: list[Norm]
+    mlp: list[Norm]
+
+
+def norms_of(model: nn.Module) -> Norms:
+    """Return the norms of a Hugging Face model before each attention layer and each MLP."""
+    family = family_of(model)
+    blocks = list(model.get_submodule(family.layers).children())
+    return Norms(
+        [_norm(block.get_submodule(family.attention_norm), family) for block in blocks],
+        [_norm(block.get_submodule(family.mlp_norm), family) for block in blocks],
     )
 
 

@@ -1,5 +1,6 @@
 """Folders of trained replacement layers: ours, and those of other projects."""
 
+from replacement.checkpoints.detect import read_layers
 from replacement.checkpoints.folders import kind_of
 from replacement.checkpoints.openmoss import load_openmoss_lorsa, save_openmoss_lorsa
 from replacement.checkpoints.ours import (
@@ -17,6 +18,7 @@ __all__ = [
     "load_lorsa",
     "load_openmoss_lorsa",
     "load_transcoders",
+    "read_layers",
     "save_attention_saes",
     "save_lorsa",
     "save_openmoss_lorsa",

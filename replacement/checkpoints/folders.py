@@ -1,5 +1,6 @@
 """One folder of layers of one class, as replacement/checkpoints/ours.py describes it."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ FORMAT = "linear-circuits "
 VERSION = 2
 READABLE = (1, 2)
 CONFIG = "config.json"
+AFTER = "after_post_norm"
+"""Listed where a layer reproduces what comes out of a norm after the sublayer."""
 
 
 def save_folder(
@@ -57,6 +60,9 @@ def save_folder(
         **{name: [None] * len(layers) for name in layout.settings},
         **layout.hooks,
     }
+    after = [layer is not None and layer.after_post_norm for layer in layers]
+    if any(after):
+        config[AFTER] = after
     with replaced_whole(folder, last=CONFIG) as unfinished:
         for number, layer in enumerate(layers):
             if layer is None:
@@ -99,7 +105,8 @@ def load_folder(
             name: tensor if name in EXACT else tensor.to(dtype) for name, tensor in tensors.items()
         }
         where = f"{path.parent / CONFIG} with {path.name}"
-        layers.append(_rebuilt(layout, where, converted, settings))
+        layer: Any = _rebuilt(layout, where, converted, settings)
+        layers.append(dataclasses.replace(layer, after_post_norm=config[AFTER][number]))
     return layers
 
 
@@ -152,6 +159,9 @@ def _config_of(layout: Layout, folder: Path) -> dict[str, Any]:
                 f'{path}: "{name}" must list the settings of every one of the '
                 f'{config["n_layers"]} layers that "n_layers" promises, null for absent ones.'
             )
+    after = config.setdefault(AFTER, [False] * config["n_layers"])
+    if not isinstance(after, list) or [type(one) for one in after] != [bool] * config["n_layers"]:
+        raise ValueError(f'{path}: "{AFTER}" must list true or false for every layer.')
     return config
 
 

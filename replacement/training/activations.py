@@ -71,8 +71,12 @@ def norms_and_sublayers(model: nn.Module, sublayer: Sublayer) -> list[tuple[nn.M
     attention = sublayer == "attention"
     norm = family.attention_norm if attention else family.mlp_norm
     block = family.attention if attention else family.mlp
-    layers = model.get_submodule(family.layers).children()
-    return [(layer.get_submodule(norm), layer.get_submodule(block)) for layer in layers]
+    return [(layer.get_submodule(norm), layer.get_submodule(block)) for layer in blocks_of(model)]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the model's blocks, first layer first."""
+    return list(model.get_submodule(family_of(model).layers).children())
 
 
 Watch = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -91,9 +95,11 @@ def watching(model: nn.Module, sublayer: Sublayer, watch: Watch) -> Iterator[Non
 
         def wrote(_module: nn.Module, _given: Any, output: Any) -> Any:
             plain = isinstance(output, Tensor)
-            changed = watch(index, normed.pop(index), output if plain else output[0])
+            written, read = output if plain else output[0], normed.pop(index)
+            changed = watch(index, read, written.view_as(read))  # OPT's MLP runs flattened
             if changed is None:
                 return None
+            changed = changed.view_as(written)
             return changed if plain else (changed, *output[1:])
 
         handles.extend([norm.register_forward_hook(read), block.register_forward_hook(wrote)])

@@ -124,7 +124,12 @@ def lorsa_stack(
     heard, outputs = units.heard(listened), outputs * units.output[:, None, None]
     if not own:
         return LorsaStack(start_at_tokens(heard, outputs, weight, settings), units, patterns)
-    through = torch.stack([one.value_of_head @ one.output_of_head for one in heads])
+    through = torch.stack(
+        [
+            one.value_of_head.repeat_interleave(one.group, dim=0) @ one.output_of_head
+            for one in heads
+        ]
+    )
     through = through.repeat_interleave(settings.repeats, dim=1)
     through = through * (units.output[:, None] / units.input)[:, :, None, None]
     start = start_in_heads(heard, outputs, weight, through, settings)

@@ -22,8 +22,8 @@ from replacement.training.activations import (
     Activations,
     Place,
     TokenBatches,
+    blocks_of,
     collect,
-    norms_and_sublayers,
     tokens_of,
 )
 from replacement.training.loop import run_steps
@@ -79,8 +79,8 @@ def train_lorsa(
 ) -> list[Lorsa]:
     """Return one Lorsa layer per attention layer of `model`, otherwise as `train_transcoders`."""
     data = Data(model, batches, "attention")
-    head_weights = family_of(model).head_weights
-    heads = [head_weights(block) for _, block in norms_and_sublayers(model, "attention")]
+    family = family_of(model)
+    heads = [family.heads(block, model) for block in blocks_of(model)]
     stack = lorsa_stack(data.sample(), heads, settings)
     _train(stack, data, settings, work / "lorsa.pt", stop_after)
     return [Lorsa(**fields) for fields in stack.fold(settings.k)]
