@@ -26,6 +26,8 @@ SETTINGS = {
     "amplitude": f"{POSITIVE}, or null without inverse_frequency",
 }
 """Every entry of the settings, and what it may be."""
+SOFT_CAP = "soft_cap"
+"""A further entry where scores are squeezed before the softmax (Gemma-2): a number > 0."""
 
 
 def query_key_tensors(heads: QueryKey) -> dict[str, Tensor | None]:
@@ -43,7 +45,8 @@ def query_key_tensors(heads: QueryKey) -> dict[str, Tensor | None]:
 
 def query_key_settings(heads: QueryKey) -> dict[str, Any]:
     """Return the numbers of query-key heads, null where there is no such part."""
-    return {
+    capped = {} if heads.soft_cap is None else {SOFT_CAP: heads.soft_cap}
+    return capped | {
         "scale": heads.scale,
         "window": heads.window,
         "query_norm_eps": None if heads.query_norm is None else heads.query_norm.eps,
@@ -59,12 +62,15 @@ def query_key_from(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Quer
     Raises ValueError for unknown, missing or ill-typed settings, parts without their tensor (or
     the other way round), and head counts that do not divide.
     """
-    if set(settings) != set(SETTINGS):
+    if set(settings) - {SOFT_CAP} != set(SETTINGS):
         raise ValueError(
             f'"query_key" holds {", ".join(settings)}; it must hold exactly {", ".join(SETTINGS)}. '
             "Correct it, or upgrade linear-circuits."
         )
     _check_values(settings, tensors)
+    soft_cap = settings.get(SOFT_CAP)
+    if SOFT_CAP in settings and (soft_cap is None or not _fits(SOFT_CAP, soft_cap, None)):
+        raise ValueError(f'"query_key": {SOFT_CAP} is {soft_cap!r}; it must be {POSITIVE}.')
     heads, key_heads = tensors["query"].shape[0], tensors["key"].shape[0]
     if not key_heads or heads % key_heads:
         raise ValueError(
@@ -91,6 +97,7 @@ def query_key_from(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Quer
         query_norm=_norm(tensors.get("query_norm"), settings["query_norm_eps"]),
         key_norm=_norm(tensors.get("key_norm"), settings["key_norm_eps"]),
         window=settings["window"],
+        soft_cap=None if soft_cap is None else float(soft_cap),
     )
 
 

@@ -133,7 +133,12 @@ class QueryKey:
         y: Float[Tensor, "batch pos d_model"],
         values: Float[Tensor, "batch head pos d_value"],
     ) -> Float[Tensor, "batch head pos d_value"]:
-        """Return `pattern @ values` by the fused kernel, which never stores a pattern."""
+        """Return `pattern @ values` by the fused kernel, which never stores a pattern.
+
+        The kernel knows no soft-cap: with one it is done with an explicit pattern.
+        """
+        if self.soft_cap is not None:
+            return self.pattern(y) @ values
         plain = self.window is None
         return scaled_dot_product_attention(
             self.queries(y),

@@ -95,11 +95,9 @@ def watching(model: nn.Module, sublayer: Sublayer, watch: Watch) -> Iterator[Non
 
         def wrote(_module: nn.Module, _given: Any, output: Any) -> Any:
             plain = isinstance(output, Tensor)
-            written, read = output if plain else output[0], normed.pop(index)
-            changed = watch(index, read, written.view_as(read))  # OPT's MLP runs flattened
+            changed = watch(index, normed.pop(index), output if plain else output[0])
             if changed is None:
                 return None
-            changed = changed.view_as(written)
             return changed if plain else (changed, *output[1:])
 
         handles.extend([norm.register_forward_hook(read), block.register_forward_hook(wrote)])
@@ -121,8 +119,9 @@ def collect(model: nn.Module, batch: TokenBatch, place: Place = "mlp") -> Activa
     outputs: list[Tensor] = []
 
     def record(_layer: int, normed: Tensor, output: Tensor) -> None:
-        inputs.append(output if place == "attention output" else normed)
-        outputs.append(output)
+        given = output if place == "attention output" else normed
+        inputs.append(given.view(*batch.ids.shape, -1))  # OPT's MLP reads all prompts flattened
+        outputs.append(output.view(*batch.ids.shape, -1))
 
     with watching(model, "mlp" if place == "mlp" else "attention", record):
         model(batch.ids)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,11 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
+from replacement.checkpoints.query_keys import (
+    query_key_from,
+    query_key_settings,
+    query_key_tensors,
+)
 from replacement.families import family_of
 from replacement.layers import HeadNorm, QueryKey, rotary
 from tests.replacement.layers_made import (
@@ -294,3 +300,23 @@ def test_a_held_norm_is_not_the_norm_of_another_input() -> None:
     own, other = inputs(2)
     held = heads.held_query(1, 0, own)
     assert not torch.allclose(held.read @ other + held.constant, heads.queries(other[None])[1, 0])
+
+
+def test_a_soft_cap_squeezes_scores_before_the_softmax() -> None:
+    """As Gemma-2 does; the fused path knows it too, and our files keep it."""
+    source = torch.Generator().manual_seed(0)
+    noise = partial(torch.randn, generator=source, dtype=torch.float64)
+    plain = QueryKey(noise(2, 5, 4), noise(2, 5, 4), None, None, 0.5)
+    capped = dataclasses.replace(plain, soft_cap=0.7)
+    y = noise(1, 6, 5)
+    hidden = torch.ones(6, 6).triu(1).bool()
+    by_hand = (0.7 * torch.tanh(plain.scores(y) / 0.7)).masked_fill(hidden, -torch.inf).softmax(-1)
+    torch.testing.assert_close(capped.pattern(y), by_hand)
+    values = noise(1, 2, 6, 3)
+    torch.testing.assert_close(capped.mixed(y, values), by_hand @ values)
+    assert not torch.allclose(plain.mixed(y, values), by_hand @ values)
+    settings, tensors = query_key_settings(capped), query_key_tensors(capped)
+    there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    assert query_key_from(settings, there).soft_cap == 0.7
+    with pytest.raises(ValueError, match="soft_cap is -1"):
+        query_key_from({**settings, "soft_cap": -1}, there)

@@ -81,6 +81,11 @@ def save_openmoss_lorsa(
             f"save_openmoss_lorsa: the layer sees {heads.window} keys, and their code leaves "
             f"windows out without a word. Give n_ctx={heads.window}, so that none is needed."
         )
+    if heads.soft_cap is not None:
+        raise ValueError(
+            "save_openmoss_lorsa: the layer soft-caps its scores, which their layout has no words "
+            "for. Keep it with save_lorsa."
+        )
     activation, thresholds = _activation(layer)
     config: dict[str, Any] = {
         **{name: value for name, value in DEFAULTS.items() if not name.endswith("_local")},
