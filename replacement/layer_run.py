@@ -23,7 +23,7 @@ class AttentionRun:
     output: Float[Tensor, "pos d_model"]
     """All nodes together with the write bias, as they join the residual stream."""
     error: Float[Tensor, "pos d_model"]
-    post_scale: Float[Tensor, " pos"] | None
+    post_scale: Float[Tensor, " pos"] | None = None
     """Denominators of the norm after it, where there is one that the nodes write through."""
 
 
@@ -37,7 +37,7 @@ class MLPRun:
     output: Float[Tensor, "pos d_model"]
     """Features, decoder bias and skip together, as they join the residual stream."""
     error: Float[Tensor, "pos d_model"]
-    post_scale: Float[Tensor, " pos"] | None
+    post_scale: Float[Tensor, " pos"] | None = None
     """Denominators of the norm after it, where there is one that the nodes write through."""
 
 

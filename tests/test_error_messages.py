@@ -24,10 +24,10 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GptOssConfig,
-    LlamaConfig,
     MixtralConfig,
     OpenAIGPTConfig,
     PreTrainedConfig,
+    StableLmConfig,
     ViTConfig,
 )
 
@@ -162,8 +162,8 @@ def config_only(folder: Path, config: PreTrainedConfig) -> Path:
     return folder
 
 
-def llama() -> LlamaConfig:
-    return LlamaConfig(
+def stable_lm() -> StableLmConfig:
+    return StableLmConfig(
         vocab_size=20,
         hidden_size=8,
         intermediate_size=12,
@@ -730,15 +730,15 @@ MODELS = [
     Mistake("a number", lambda _: load(5), TypeError, ("int: 5", *OFFERED)),
     Mistake(
         "an unknown architecture",
-        lambda _: load(in_memory(llama())),
+        lambda _: load(in_memory(stable_lm())),
         ValueError,
-        ("LlamaForCausalLM", *KNOWN),
+        ("StableLmForCausalLM", *KNOWN),
     ),
     Mistake(
         "a folder of an unknown architecture",
-        lambda folder: load(config_only(folder, llama())),
+        lambda folder: load(config_only(folder, stable_lm())),
         ValueError,
-        ("LlamaForCausalLM", *KNOWN),
+        ("StableLmForCausalLM", *KNOWN),
     ),
     Mistake(
         "a module of no family",
@@ -792,7 +792,7 @@ MODELS = [
         "cross-attention",
         lambda _: load(GPT2LMHeadModel(gpt2(add_cross_attention=True))),
         ValueError,
-        ("add_cross_attention=True", "add_cross_attention=False"),
+        ("add_cross_attention", "cross-attention to an encoder", "without it"),
     ),
     Mistake(
         "NaN weights",
@@ -966,13 +966,13 @@ LAYERS = [
         "a folder that holds no transcoders",
         lambda folder: load(text_model(), mlp=made_file(folder / "ae.pt").parent),
         ValueError,
-        ("not a format I know", "ae.pt", "config.json"),
+        ("ae.pt", "cannot be read", "Copy the file again"),
     ),
     Mistake(
         "a folder of a model for transcoders",
         lambda folder: load(text_model(), mlp=save_text_model(folder)),
         ValueError,
-        ("config.json", '"format" is None', "linear-circuits transcoders"),
+        ("config.json", "not a format I know", "linear-circuits", "SAELens"),
     ),
 ]
 

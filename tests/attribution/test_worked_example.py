@@ -208,7 +208,7 @@ def real_run(weights: list[tuple[list[float], list[float]]]) -> Run:
     """Return the example as a real run: transcoders that are always active, heads that write 0."""
     nothing, one = torch.zeros(1, 1), torch.ones(1, 1)
     looks = QueryKey(nothing[None], nothing[None], None, None, scale=1.0)
-    heads = HeadWeights(looks, nothing, None, nothing, None, n_heads=1)
+    heads = HeadWeights(looks, nothing, None, nothing, None, n_heads=1, n_value_heads=1)
     blocks, layers, x = [], [], one
     for read, write in weights:
         mlp = Transcoder(
@@ -222,7 +222,7 @@ def real_run(weights: list[tuple[list[float], list[float]]]) -> Run:
         norm = Norm(gain=x[0].abs(), bias=None, eps=0.0, centred=False)
         blocks.append(LayerWeights(norm, heads, None, norm, mlp))
         written = x @ mlp.read.T @ mlp.write
-        layers.append(LayerRecord(x, nothing, written, torch.ones(1, 1, 1)))
+        layers.append(LayerRecord(x, nothing, nothing, written, written, torch.ones(1, 1, 1)))
         x = x + written
     model = ModelWeights(None, blocks, IDENTITY, unembedding=one, unembedding_bias=None)
     ids = torch.zeros(1, dtype=torch.long)

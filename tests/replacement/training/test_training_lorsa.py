@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from replacement.families import family_of
 from replacement.layers import HeadNorm, Lorsa, QueryKey, rotary
 from replacement.training import LorsaSettings, collect, measure_layers, tokens_of, train_lorsa
-from replacement.training.activations import Activations, norms_and_sublayers
+from replacement.training.activations import Activations, blocks_of
 from replacement.training.lorsa_stack import LorsaStack, lorsa_stack
 from replacement.training.restart import Given, restart_dead
 from replacement.training.trainer import keep_largest, make_optimizer, one_step
@@ -21,8 +21,7 @@ SETTINGS = LorsaSettings(**SMALL.__dict__, repeats=2)
 
 
 def heads(model: Any) -> list:
-    weights = family_of(model).head_weights
-    return [weights(block) for _, block in norms_and_sublayers(model, "attention")]
+    return [family_of(model).heads(block, model) for block in blocks_of(model)]
 
 
 def sample(step: int = 0) -> list[Activations]:

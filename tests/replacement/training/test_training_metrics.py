@@ -17,7 +17,7 @@ from replacement.training import (
     replaced,
     tokens_of,
 )
-from replacement.training.activations import norms_and_sublayers
+from replacement.training.activations import blocks_of, norms_and_sublayers
 from replacement.training.metrics import variance_explained
 
 
@@ -45,14 +45,14 @@ def batches() -> list[TokenBatch]:
 
 
 def neurons(model: GPT2LMHeadModel) -> list[Neurons]:
-    return [family_of(model).neurons(mlp, "gelu_new") for mlp in modules(model, "mlp")]
+    return [family_of(model).neurons(block, "gelu_new") for block in blocks_of(model)]
 
 
 def exact_lorsa(model: GPT2LMHeadModel, offset: float = 50.0) -> list[Lorsa]:
     """Each head's values as rank-one heads, kept above zero by a bias that is taken off again."""
     layers = []
-    for block in modules(model, "attention"):
-        heads = family_of(model).head_weights(block)
+    for block in blocks_of(model):
+        heads = family_of(model).heads(block, model)
         lifted = torch.full((8,), offset)
         layers.append(
             Lorsa(
