@@ -80,8 +80,6 @@ def train_kind(kind: str, model: torch.nn.Module, settings: TopKSettings, work: 
 def save_kind(kind: str, layers: Sequence[FeatureLayer], folder: Path) -> None:
     """Write layers as stored beside the model in `folder`."""
     KINDS[kind].write(layers, folder / kind, dtype=STORED_IN)
-    for path in (folder / kind).iterdir():
-        path.chmod(0o644)
 
 
 def load_kind(kind: str, folder: Path) -> list[Any]:

@@ -21,7 +21,9 @@ def replaced_whole(folder: Path, *, last: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
         yield Path(unfinished)
+        readable_by = (Path(unfinished) / last).stat().st_mode  # safetensors lets the owner only
         for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == last):
+            path.chmod(readable_by)
             path.replace(folder / path.name)
 
 

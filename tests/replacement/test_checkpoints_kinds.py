@@ -412,3 +412,11 @@ def test_what_could_not_be_read_again_is_not_written(folder: Path, name: str) ->
     with pytest.raises(ValueError, match=message):
         save_lorsa([sound, change(sound)], folder, dtype=dtype)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_weights_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    """safetensors writes files that only their owner may read; folders are shared."""
+    save_lorsa([random_layer("lorsa", "topk", gated=False)], tmp_path / "set")
+    (tmp_path / "plain").write_text("")
+    wanted = (tmp_path / "plain").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "set").iterdir()} == {wanted}
