@@ -193,7 +193,7 @@ def train(
     work: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
     device: Device = None,
 ) -> None:
-    """Train layers that a model can be read through; an interrupted run goes on.
+    """Train layers to read a model through; an interrupted run goes on from its last 250 steps.
 
     Example: circuits train ./my-gpt2 prompts.txt --kind lorsa -o my-lorsa
     """

@@ -1,13 +1,18 @@
 """Replacement layers for any model, trained on one's own texts and measured on the rest."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from graphs.files.atomic import write_whole
 from replacement.checkpoints import save_attention_saes, save_lorsa, save_transcoders
+from replacement.checkpoints.folders import check_free
 from replacement.model import ReplacementModel
 from replacement.prompts import token_ids_of
 from replacement.training import (
@@ -15,6 +20,7 @@ from replacement.training import (
     LorsaSettings,
     ModelMetrics,
     TopKSettings,
+    each_once,
     measure_layers,
     measure_model,
     prompt_batches,
@@ -84,9 +90,10 @@ def train_layers(
 
     `kind`: "transcoders", "lorsa" or "attention-saes". Every twentieth prompt is held out for the
     figures returned. `settings` are those of `replacement.training.TopKSettings` (for Lorsa
-    `LorsaSettings`). An interrupted run with the same settings goes on from its checkpoint in
-    `work` (by default beside `folder`). Raises ValueError for an unknown kind or setting, or too
-    few prompts.
+    `LorsaSettings`). An interrupted run of the same model, prompts and settings goes on from its
+    last checkpoint (one every 250 steps) in `work`, by default beside `folder`. Raises ValueError
+    for an unknown kind or setting, too few or too short prompts, or a folder that holds something
+    else.
     """
     if kind not in KINDS:
         raise ValueError(f"train(kind={kind!r}): one of {', '.join(KINDS)}.")
@@ -111,11 +118,12 @@ def train_layers(
     seen = [one for number, one in enumerate(ids) if (number + 1) % HELD_OUT_EVERY]
     kept = ids[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     batches = prompt_batches(seen, batch_size, seed=run_settings.seed, longest=limit, pad=pad)
+    measured = each_once(kept, batch_size, longest=limit, pad=pad)
+    check_free(kind, folder)
     work = work or folder.with_name(f"{folder.name}-training")
-    layers = chosen.train(hf_model, batches, run_settings, work)
+    origin = _digest(hf_model, seen, batch_size, limit)
+    layers = chosen.train(hf_model, batches, run_settings, work / origin)
     chosen.write(layers, folder)
-    held_out = prompt_batches(kept, min(batch_size, len(kept)), longest=limit, pad=pad)
-    measured = [batch for step in range(-(-len(kept) // batch_size)) for batch in held_out(step)]
     trained = Trained(
         measure_layers(hf_model, layers, measured),
         measure_model(hf_model, measured, **{chosen.replaces: layers}),
@@ -123,6 +131,17 @@ def train_layers(
     )
     _note(folder, model, kind, run_settings, trained)
     return trained
+
+
+def _digest(
+    hf_model: nn.Module, prompts: Sequence[Sequence[int]], batch_size: int, longest: int
+) -> str:
+    """What a run's checkpoint belongs to: a name made of the model's weights and of the data."""
+    digest = hashlib.sha256(json.dumps([list(prompts), batch_size, longest]).encode())
+    for name, weight in hf_model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
 
 
 def _note(

@@ -51,6 +51,7 @@ def save_folder(
                 f"{layout.function('save')} takes {layout.layer.__name__} layers; got a "
                 f"{type(layer).__name__}."
             )
+    check_free(layout.kind, folder)
     d_model = present[0].read.shape[1]
     config: dict[str, Any] = {
         "format": FORMAT + layout.kind,
@@ -79,6 +80,21 @@ def save_folder(
                 config[name][number] = entry
             save_file(tensors, unfinished / f"layer_{number}.safetensors")
         (unfinished / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def check_free(kind: str, folder: Path) -> None:
+    """Raise ValueError if `folder` holds something that a set of this kind would overwrite."""
+    if not (folder / CONFIG).is_file():
+        return
+    try:
+        there = _kind(read_json(folder / CONFIG)) or "something else, perhaps a model"
+    except ValueError:
+        there = "a config.json that cannot be read"
+    if there != kind:
+        raise ValueError(
+            f"{folder}: holds {there}, which {kind} would overwrite. Give a new folder, or that of "
+            f"an older set of {kind}."
+        )
 
 
 def load_folder(

@@ -7,7 +7,7 @@ from replacement.training.activations import (
     collect,
     tokens_of,
 )
-from replacement.training.corpus import prompt_batches
+from replacement.training.corpus import each_once, prompt_batches
 from replacement.training.metrics import (
     LayerMetrics,
     ModelMetrics,
@@ -27,6 +27,7 @@ __all__ = [
     "TokenBatches",
     "TopKSettings",
     "collect",
+    "each_once",
     "measure_layers",
     "measure_model",
     "prompt_batches",

@@ -52,6 +52,27 @@ def prompt_batches(
     return batch
 
 
+def each_once(
+    prompts: Sequence[Sequence[int]], batch_size: int, *, longest: int | None = None, pad: int = 0
+) -> list[TokenBatch]:
+    """Return every prompt (or piece of one) in one batch, to measure on; weights as in training.
+
+    Raises ValueError where none has three tokens: with the first left out, no other would have a
+    next one to predict.
+
+    >>> [batch.ids.shape[0] for batch in each_once([[5, 6, 7], [8, 9], [1, 2, 3, 4]], 2)]
+    [2, 1]
+    """
+    pieces = [piece for prompt in prompts for piece in _split(prompt, longest) if len(piece) > 1]
+    if not any(len(piece) > 2 for piece in pieces):
+        raise ValueError(
+            f"none of the {len(prompts)} held-out prompts has three tokens or more, so nothing "
+            "could be measured at the end; give longer texts."
+        )
+    starts = range(0, len(pieces), batch_size)
+    return [_padded(pieces[start : start + batch_size], pad) for start in starts]
+
+
 def _split(prompt: Sequence[int], longest: int | None) -> list[Sequence[int]]:
     size = longest or max(1, len(prompt))
     return [prompt[start : start + size] for start in range(0, len(prompt), size)]

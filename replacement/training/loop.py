@@ -38,6 +38,7 @@ def run_steps(
         for group in optimizer.param_groups:
             group["lr"] = group.get("share", 1.0) * settings.learning_rate_at(step)
         bar.set_postfix(one_step(step), refresh=False)
+        # an interrupt can come in the middle of a step, so only whole ones are kept
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == end:
             state = {
                 "step": step + 1,

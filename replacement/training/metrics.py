@@ -159,4 +159,9 @@ def measure_model(
         ]
         totals += torch.stack([(weight * column).sum() for column in columns]).double()
     count, cross_entropy, cross_entropy_replaced, kl = totals.tolist()
+    if not count:
+        raise ValueError(
+            "no position counts whose next counts too, so there is nothing to measure; give longer "
+            "prompts."
+        )
     return ModelMetrics(cross_entropy / count, cross_entropy_replaced / count, kl / count)

@@ -15,6 +15,15 @@ class RunSettings:
     seed: int = 0
     checkpoint_every: int = 250
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers that train nothing, or the wrong way."""
+        if self.steps < 1 or self.checkpoint_every < 1:
+            raise ValueError(
+                f"steps={self.steps}, checkpoint_every={self.checkpoint_every}: 1 or more."
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate}: a number above 0.")
+
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
         if step < self.warm_up:
@@ -47,6 +56,8 @@ class TopKSettings(RunSettings):
     Far faster where the mean is large beside what varies, as behind a pattern that rests on BOS."""
 
     def __post_init__(self) -> None:
+        """Raise ValueError as `RunSettings`, and where more are kept than there are."""
+        RunSettings.__post_init__(self)
         if not 0 < self.k <= self.n_features:
             raise ValueError(
                 f"k={self.k} features cannot be kept of n_features={self.n_features}; "
