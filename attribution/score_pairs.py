@@ -7,7 +7,7 @@ errors and what is lumped together as pruned, sum to the score: identity 5.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -71,10 +71,10 @@ class _Side(NamedTuple):
 @torch.no_grad()
 def score_pairs(
     run: Run,
-    layer: int,
-    head: int,
-    query: int,
-    key: int | Mapping[int, float],
+    layer: SupportsIndex,
+    head: SupportsIndex,
+    query: SupportsIndex,
+    key: SupportsIndex | Mapping[int, float],
     *,
     max_nodes: int = 64,
 ) -> ScorePairs:
@@ -85,7 +85,8 @@ def score_pairs(
     keys is one row (without a position), so that what all keys have in common cancels.
     `max_nodes`: so many nodes a side are rows of their own, those with the largest sum of |pairs|;
     the others together are the row `pruned`. Rows of kind `bias` hold what no node wrote: the
-    sublayers' write biases, the norm's bias and the query's or key's own.
+    sublayers' write biases, the norm's bias and the query's or key's own. Raises IndexError or
+    ValueError for a layer, head or position that does not exist or is not seen.
 
     >>> from circuits import load
     >>> run = load("four-tasks").run("apple Oliver tower siege apple Oliver")
@@ -93,7 +94,10 @@ def score_pairs(
     >>> bool(abs(pairs.matrix.sum() - pairs.value) < 1e-3)
     True
     """
-    weights = {key: 1.0} if isinstance(key, int) else dict(key)
+    given = key if isinstance(key, Mapping) else {key: 1.0}
+    places = {pos: run.score_place(layer, head, query, pos) for pos in given}
+    weights = {places[pos][3]: weight for pos, weight in given.items()}
+    layer, head, query, _ = next(iter(places.values()))
     scores = {pos: held_score(run, layer, head, query, pos) for pos in weights}
     first: HeldScore = next(iter(scores.values()))
     of_query = _side(run, layer, first.query)
@@ -192,12 +196,15 @@ def _few(side: _Side, other: Float[Tensor, " d_head"], most: int) -> _Side:
 def _chosen(side: _Side, strength: Float[Tensor, " row"], most: int) -> _Side:
     """The strongest rows, strongest first, then biases, then the others as one row `pruned`."""
     kind = side.rows["kind"]
-    special = torch.tensor([one in ("bias", "pruned") for one in kind], device=strength.device)
-    order = strength.masked_fill(special, -1.0).sort(descending=True, stable=True).indices
-    nodes = order[: len(kind) - int(special.sum())]
-    kept = [*nodes[:most].tolist(), *special.nonzero().flatten().tolist()]
+    bias = [row for row, one in enumerate(kind) if one == "bias"]
+    lumped = [row for row, one in enumerate(kind) if one == "pruned"]
+    apart = torch.zeros_like(strength)
+    apart[bias + lumped] = torch.inf
+    order = (strength - apart).sort(descending=True, stable=True).indices
+    nodes = order[: len(kind) - len(bias) - len(lumped)].tolist()
+    kept = [*nodes[:most], *bias]
     rows = {name: [side.rows[name][row] for row in kept] for name in COLUMNS if name != "token"}
-    left = nodes[most:]
+    left = nodes[most:] + lumped
     parts = side.parts[kept]
     if len(left):
         _add(rows, ["pruned"], -1, "", -1, [-1])

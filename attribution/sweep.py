@@ -9,7 +9,7 @@ on |attribution| by default). The sum of all leaves is the target: identity 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -166,3 +166,28 @@ def strongest(
     tied = (strength == weakest).nonzero(as_tuple=True)[0]
     chosen[tied[: n_nodes - int(chosen.sum())]] = weakest > 0
     return list(chosen.split(sizes))
+
+
+class TracedSweep(NamedTuple):
+    """The sweep behind a trace, and what it was chosen by."""
+
+    swept: Sweep
+    ungated: Sweep
+    cutoff: float
+
+
+def traced_sweep(
+    target: Target, threshold: int | float, *, rule: GateRule, limit: int | None
+) -> TracedSweep:
+    """Return the sweep of a trace: gated at a `threshold` share, through at most `limit` nodes.
+
+    The same arguments give the same nodes, so that what a trace found can be asked again later.
+    """
+    sublayers = target.run.sublayers
+    ungated = sweep(target, sublayers)
+    cutoff = cutoff_of(target, ungated, threshold)
+    gated = cutoff > 0 or rule == "signed"
+    swept = sweep(target, sublayers, cutoff, rule=rule) if gated else ungated
+    if limit is not None and swept.n_kept(sublayers) > limit:
+        swept = sweep(target, sublayers, only=strongest(ungated, sublayers, limit))
+    return TracedSweep(swept, ungated, cutoff)

@@ -1,6 +1,6 @@
 """Why a head looks where it looks: what it moved from where, and the pairs behind its scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attribution.score_pairs import ScorePairs, score_pairs
-from attribution.sweep import sweep
-from circuits.testing import kept_masks, removals_of, tested_nodes
+from attribution.sweep import traced_sweep
+from circuits.testing import removals_of
 from graphs.graph import Graph
 from graphs.names import node_names, readable
 from replacement.edits import Removal, number_of
 from replacement.held import Sublayer
 from replacement.layers import Lorsa
 from replacement.run import Run
-from replacement.scores import rest_weights
+from replacement.scores import rest_weights, scores_of
 
 READ_BY_HEADS = ("head", "lorsa")
 LEAST_SHARE = 0.05
@@ -51,8 +51,9 @@ class AttentionOf:
             self.keys.iloc[order[:4]].to_string(float_format=lambda number: f"{number:.4f}"),
         ]
         for key, pairs in self.pairs.items():
-            contrast = self.contrasts[key]
-            lines += ["", f"why {key}: {pairs}", "", f"rather than elsewhere: {contrast}"]
+            lines += ["", f"why {key}: {pairs}"]
+            if key in self.contrasts:  # a query that sees one key only has nothing to choose from
+                lines += ["", f"rather than elsewhere: {self.contrasts[key]}"]
         return "\n".join(lines)
 
 
@@ -62,20 +63,28 @@ def attention_of(
     """Return where a node of a traced circuit moved its attribution from, and why it looked there.
 
     `moved[key] = u · A[query, key] · (what was read at key)`, u being what the target gets per unit
-    of the node's output through the nodes of the circuit; constants (value bias, norm bias) count
+    of the node's output through the nodes of the trace (before any pruning, so that the sum is the
+    node table's attribution); constants (value bias, norm bias) count
     where the pattern took them from. Raises KeyError for a node that is not in the circuit,
     ValueError for one that is no head.
     """
     name, row = _looked_up(graph, node)
     target = run.target(graph.meta["target"]["terms"])
-    removals = removals_of(tested_nodes(graph))
+    meta = graph.meta
     with torch.no_grad():
-        swept = sweep(target, run.sublayers, only=kept_masks(removals, run.sublayers))
+        swept = traced_sweep(
+            target, meta["threshold"], rule=meta["gate"], limit=meta["max_nodes"]
+        ).swept
         layer = run.sublayers[2 * row.layer]
         head = _query_key_head(run, row)
         pattern = run.layers[row.layer].attention.pattern[head, row.pos]
         moved = _moved(run, layer, swept.gradients[layer.writes_at], row, pattern)
-        table = _key_table(run, row, head, moved, pattern)
+        scores = scores_of(run, row.layer, head, row.pos)
+        rest = [
+            rest_weights(scores, key, run.weights.query_key(row.layer).soft_cap)
+            for key in torch.isfinite(scores).nonzero().flatten().tolist()
+        ]
+        table = _key_table(run, moved, pattern, scores, rest)
         size = np.abs(table["moved"].to_numpy())
         strongest = np.argsort(-size, kind="stable")[:keys]
         enough = size >= LEAST_SHARE * size.sum()
@@ -90,7 +99,10 @@ def attention_of(
         keys=table,
         pairs={key: score_pairs(*at, key, max_nodes=max_nodes) for key in chosen},
         contrasts={
-            key: score_pairs(*at, rest_weights(pattern, key), max_nodes=max_nodes) for key in chosen
+            key: score_pairs(*at, weights, max_nodes=max_nodes)
+            for key in chosen
+            for weights in rest
+            if next(iter(weights)) == key and len(weights) > 1
         },
     )
 
@@ -138,34 +150,29 @@ def _moved(
 
 def _key_table(
     run: Run,
-    row: Removal,
-    head: int,
     moved: Float[Tensor, " key"],
     pattern: Float[Tensor, " key"],
+    scores: Float[Tensor, " key"],
+    rest: Sequence[Mapping[int, float]],
 ) -> pd.DataFrame:
-    """One row per key that the query sees."""
-    heads, recorded = run.weights.query_key(row.layer), run.layers[row.layer].attention
-    y = run.weights.layers[row.layer].attention_norm.apply(
-        run.residuals[2 * row.layer], recorded.scale
-    )
-    query = heads.queries(y[row.pos, None], row.pos)[head, 0]
-    score = heads.scale * (heads.keys(y)[heads.key_head(head)] @ query)
-    seen = heads.visible(len(run.tokens), y.device)[row.pos]
-    rest = (pattern * ~torch.eye(len(pattern), dtype=torch.bool, device=y.device))[seen]
-    contrast = score[seen] - (rest @ score) / rest.sum(-1).clamp_min(torch.finfo(y.dtype).tiny)
-    total = float(moved.sum())
-    columns = {
-        "pattern": pattern[seen],
-        "moved": moved[seen],
-        "share": moved[seen] / total if total else torch.full_like(moved[seen], torch.nan),
-        "score": score[seen],
-        "contrast": contrast,
-    }
-    places = seen.nonzero().flatten().tolist()
+    """One row per key that the query sees; `rest`: what each of them is contrasted with."""
+    places = torch.isfinite(scores).nonzero().flatten().tolist()
+    score, total = scores.double().tolist(), float(moved.sum())
+    contrast = [
+        sum(weight * score[pos] for pos, weight in weights.items())
+        if len(weights) > 1
+        else float("nan")
+        for weights in rest
+    ]
+    by_key = moved.double()[places].cpu().numpy()
     return pd.DataFrame(
         {
             "token": [readable(run.tokens[pos]) for pos in places],
-            **{name: column.double().cpu().numpy() for name, column in columns.items()},
+            "pattern": pattern.double()[places].cpu().numpy(),
+            "moved": by_key,
+            "share": by_key / total if total else np.full(len(places), np.nan),
+            "score": [score[pos] for pos in places],
+            "contrast": contrast,
         },
         index=pd.Index(places, name="key"),
     )

@@ -135,7 +135,8 @@ class Circuit:
         `node`: its number in the node table or its name ("L1.head 3@14"). For the `keys` keys it
         moved most from: the exact split of the attention score over pairs of nodes (of the whole
         run, not of this circuit alone, with at most `max_nodes` a side named), and of the score's
-        contrast with all other keys; `keys=0` leaves both out. See
+        contrast with all other keys; `keys=0` leaves both out, and so does a key from which less
+        than 5 % came (`attribution.score_pairs.score_pairs` splits any score). See
         `circuits.attention.attention_of`.
 
         >>> from circuits import load, trace
@@ -161,10 +162,12 @@ class Circuit:
     def _attached(self, method: str) -> Any:
         """The run, or an error that says how to get one."""
         if self.run is None:
-            model = self.meta.get("model", "...")
+            read_as = self.meta.get("layers", {}).items()
+            layers = "".join(f", {part}={what!r}" for part, what in read_as)
             raise ValueError(
-                f"circuit.{method}(...): this circuit was read from a file and has no model. "
-                f"Give it one: circuit.attach(load({model!r})).{method}(...)"
+                f"circuit.{method}(...): this circuit was read from a file and has no model. Give "
+                f"it one: circuit.attach(load({self.meta.get('model', '...')!r}{layers}))"
+                f".{method}(...)"
             )
         return self.run
 

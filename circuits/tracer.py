@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from attribution.assembling import graph_of_sweep
 from attribution.flow import flow_edges
 from attribution.plan import check_request, node_limit, refuse_too_many
-from attribution.sweep import GateRule, Sweep, cutoff_of, strongest, sweep
+from attribution.sweep import GateRule, Sweep, traced_sweep
 from circuits.circuit import Circuit
 from replacement.held import Sublayer
 from replacement.target import Target
@@ -70,14 +70,8 @@ def trace(
     _check_rule(threshold, gate)
     run = target.run
     with torch.no_grad():
-        sublayers = run.sublayers
-        ungated = sweep(target, sublayers)
-        cutoff = cutoff_of(target, ungated, threshold)
-        gated = cutoff > 0 or gate == "signed"
-        swept = sweep(target, sublayers, cutoff, rule=gate) if gated else ungated
-        limit = node_limit(run, max_nodes)
-        if limit is not None and swept.n_kept(sublayers) > limit:
-            swept = sweep(target, sublayers, only=strongest(ungated, sublayers, limit))
+        sublayers, limit = run.sublayers, node_limit(run, max_nodes)
+        swept, ungated, cutoff = traced_sweep(target, threshold, rule=gate, limit=limit)
         refuse_too_many(sublayers, swept.kept(), run)
         flow = flow_edges(target, sublayers, swept, _bar("flow edges", progress))
         meta = _meta(target, swept, threshold=threshold, gate=gate, limit=limit, cutoff=cutoff)

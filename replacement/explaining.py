@@ -36,10 +36,11 @@ def logit_target(run: Any, kind: str, number: int, pos: int, label: str) -> Targ
 def feature_target(run: Any, held: HeldFeatures, pos: int, number: int) -> Target:
     """Return the pre-activation of one feature of a sublayer."""
     reads = held.read_of(pos, number)
-    where = "attn." if held.name == "attn" and held.node_kind == "feature" else ""
+    kind = held.node_kind
+    name = {"lorsa": "lorsa ", "neuron": "n"}.get(kind, "attn.f" if held.name == "attn" else "f")
     return Target(
         run=run,
-        label=f"L{held.layer}.{where}{held.node_kind[0]}{number}@{pos}",
+        label=f"L{held.layer}.{name}{number}@{pos}",
         value=_pre_activation(run, held, pos, number),
         bias=float(reads.constant),
         pos=pos,

@@ -13,7 +13,7 @@ from replacement.explaining import direction_target, feature_target, logit_targe
 from replacement.held import HeldFeatures, Sublayer, held_sublayers
 from replacement.layer_run import LayerRun
 from replacement.prompts import single_token, whole_number
-from replacement.scores import SIDES, held_score, rest_weights
+from replacement.scores import SIDES, held_score, rest_weights, scores_of
 from replacement.target import Target, sum_of
 from replacement.weights import ModelWeights
 
@@ -122,31 +122,47 @@ class Run:
         Raises IndexError for a layer, head or position that does not exist, ValueError for a key
         that the query does not see or an unknown side.
         """
-        depth, place = self._layer(layer), self._position(query)
-        where = self._position(key)
+        if side not in SIDES:
+            raise ValueError(f"run.attention_score(side={side!r}): one of {', '.join(SIDES)}.")
+        depth, number, place, where = self.score_place(layer, head, query, key)
+        heads = self.weights.query_key(depth)
+        weights = {where: 1.0}
+        if contrast:
+            scores = scores_of(self, depth, number, place)
+            weights = rest_weights(scores, where, heads.soft_cap)
+            if len(weights) == 1:
+                raise ValueError(
+                    f"run.attention_score(contrast=True): position {place} sees only position "
+                    f"{where}, so there is nothing to contrast it with. Leave contrast out."
+                )
+        parts = [
+            weight * score_target(self, held_score(self, depth, number, place, pos), side)
+            for pos, weight in weights.items()
+        ]
+        label = parts[0].label.replace("score(", "contrast(") if contrast else parts[0].label
+        return dataclasses.replace(sum_of(parts), label=label.removeprefix("1·"))
+
+    def score_place(
+        self, layer: SupportsIndex, head: SupportsIndex, query: SupportsIndex, key: SupportsIndex
+    ) -> tuple[int, int, int, int]:
+        """Return layer, head, query and key of a score as plain numbers from 0.
+
+        Raises IndexError or ValueError as `attention_score`.
+        """
+        depth, place, where = self._layer(layer), self._position(query), self._position(key)
         heads, number = self.weights.query_key(depth), whole_number(head)
         if number is None or not 0 <= number < heads.n_heads:
             raise IndexError(
                 f"run.attention_score(head={head!r}): layer {depth} has {heads.n_heads} query-key "
                 "heads, numbered from 0."
             )
-        if side not in SIDES:
-            raise ValueError(f"run.attention_score(side={side!r}): one of {', '.join(SIDES)}.")
         if not heads.visible(len(self.tokens))[place, where]:
             window = "" if heads.window is None else f" (a window of {heads.window} keys)"
             raise ValueError(
                 f"run.attention_score(query={query!r}, key={key!r}): position {place} does not see "
                 f"position {where}{window}. Give a key at or before the query."
             )
-        weights = {where: 1.0}
-        if contrast:
-            weights = rest_weights(self.layers[depth].attention.pattern[number, place], where)
-        scores = [
-            weight * score_target(self, held_score(self, depth, number, place, pos), side)
-            for pos, weight in weights.items()
-        ]
-        label = scores[0].label.replace("score(", "contrast(") if contrast else scores[0].label
-        return dataclasses.replace(sum_of(scores), label=label.removeprefix("1·"))
+        return depth, number, place, where
 
     @torch.no_grad()
     def direction(self, vector: Any, layer: SupportsIndex, pos: SupportsIndex = -1) -> Target:

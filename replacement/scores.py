@@ -66,23 +66,36 @@ def held_score(run: Any, layer: int, head: int, query: int, key: int) -> HeldSco
     )
 
 
-def rest_weights(pattern: Float[Tensor, " key"], key: int) -> dict[int, float]:
+def scores_of(run: Any, layer: int, head: int, query: int) -> Float[Tensor, " key"]:
+    """Return the scores of one query with every key, -inf where it does not see the key."""
+    heads, norm = run.weights.query_key(layer), run.weights.layers[layer].attention_norm
+    y = norm.apply(run.residuals[2 * layer], run.layers[layer].attention.scale)
+    asked = heads.queries(y[query, None], query)[head, 0]
+    scores = heads.scale * (heads.keys(y)[heads.key_head(head)] @ asked)
+    return scores.masked_fill(~heads.visible(len(y), y.device)[query], -torch.inf)
+
+
+def rest_weights(
+    scores: Float[Tensor, " key"], key: int, soft_cap: int | float | None = None
+) -> dict[int, float]:
     """Return what contrasts one key with the others: 1, and minus their share of the attention.
 
-    The others' weights are those of the softmax without the key; with them the sum is what decides
-    how much attention the key gets. Keys without attention are left out; if the key has all of it,
-    it stands alone.
+    The others' shares are those of the softmax without the key, taken from the scores: patterns
+    underflow where a head is sure. Keys that are not seen (-inf) are left out; if no other is seen,
+    the key stands alone. The weighted sum of scores is the log odds of the key plus the entropy of
+    those shares, so contrasts of different heads or queries do not rank by attention.
 
     >>> import torch
-    >>> rest_weights(torch.tensor([0.5, 0.25, 0.25]), 0)
+    >>> rest_weights(torch.tensor([3.0, 1.0, 1.0]), 0)
     {0: 1.0, 1: -0.5, 2: -0.5}
     """
-    others = pattern.clone()
-    others[key] = 0
-    left = float(others.sum())
-    if left == 0:
+    others = scores if soft_cap is None else soft_cap * torch.tanh(scores / soft_cap)
+    others = others.clone()
+    others[scores == -torch.inf] = -torch.inf
+    others[key] = -torch.inf
+    if not bool(torch.isfinite(others).any()):
         return {key: 1.0}
-    shares = (others / left).tolist()
+    shares = others.softmax(-1).tolist()
     return {key: 1.0, **{pos: -share for pos, share in enumerate(shares) if share > 0}}
 
 

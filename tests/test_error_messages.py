@@ -653,7 +653,7 @@ FILES = [
         "test without a model",
         lambda folder: read(saved(folder)).test(),
         ValueError,
-        ("has no model", "circuit.attach(load('GPT2LMHeadModel'))"),
+        ("has no model", "circuit.attach(load('GPT2LMHeadModel', attention='heads', mlp="),
     ),
     Mistake(
         "attach a model of other weights",

@@ -93,7 +93,7 @@ def test_a_contrast_sums_to_the_difference_of_scores(case: Case) -> None:
     layer, head, query, _ = deepest(run)
     pattern = run.layers[layer].attention.pattern[head, query]
     key = int(pattern.argmax())
-    weights = rest_weights(pattern, key)
+    weights = rest_weights(pattern.log(), key)
     pairs = score_pairs(run, layer, head, query, weights, max_nodes=1000)
     by_hand = sum(
         weight * run.attention_score(layer, head, query, pos).value
@@ -101,10 +101,13 @@ def test_a_contrast_sums_to_the_difference_of_scores(case: Case) -> None:
     )
     assert pairs.value == pytest.approx(by_hand, rel=1e-9)
     assert off_by(pairs) <= EXACT
+    if len(weights) == 1:
+        with pytest.raises(ValueError, match="nothing to contrast it with"):
+            run.attention_score(layer, head, query, key, contrast=True)
+        return
     target = run.attention_score(layer, head, query, key, contrast=True)
     assert target.value == pytest.approx(by_hand, rel=1e-9)
-    if len(weights) > 1:
-        assert pairs.value > 0
+    assert pairs.value > 0
 
 
 def test_a_contrast_is_the_log_odds_of_the_key_plus_the_entropy_of_the_rest() -> None:
@@ -113,7 +116,7 @@ def test_a_contrast_is_the_log_odds_of_the_key_plus_the_entropy_of_the_rest() ->
         run = random_run(case)
         layer, head, query, key = deepest(run)
         pattern = run.layers[layer].attention.pattern[head, query]
-        rest = torch.tensor([-weight for weight in rest_weights(pattern, key).values()])[1:]
+        rest = torch.tensor([-weight for weight in rest_weights(pattern.log(), key).values()])[1:]
         share = float(pattern[key])
         expected = np.log(share / (1 - share)) - float((rest * rest.log()).sum())
         target = run.attention_score(layer, head, query, key, contrast=True)
@@ -123,7 +126,9 @@ def test_a_contrast_is_the_log_odds_of_the_key_plus_the_entropy_of_the_rest() ->
 def test_what_all_keys_share_is_one_row_of_a_contrast() -> None:
     run = random_run(HEADS[0])
     pattern = run.layers[1].attention.pattern[0, -1]
-    pairs = score_pairs(run, 1, 0, len(run.tokens) - 1, rest_weights(pattern, 2), max_nodes=1000)
+    pairs = score_pairs(
+        run, 1, 0, len(run.tokens) - 1, rest_weights(pattern.log(), 2), max_nodes=1000
+    )
     same = ["kind", "layer", "sublayer", "index"]
     assert not pairs.key.duplicated(same).any()
     assert len(pairs.key) < len(run.tokens) * (len(pairs.query) - 1)
@@ -131,11 +136,13 @@ def test_what_all_keys_share_is_one_row_of_a_contrast() -> None:
 
 def test_rest_weights_are_the_softmax_without_the_key() -> None:
     scores = torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64)
-    weights = rest_weights(scores.softmax(0), 2)
+    weights = rest_weights(scores, 2)
     alone = scores[[0, 1, 3]].softmax(0).tolist()
     assert weights[2] == 1
     assert [-weights[pos] for pos in (0, 1, 3)] == pytest.approx(alone, rel=1e-12)
-    assert rest_weights(torch.tensor([0.0, 1.0]), 1) == {1: 1.0}
+    assert rest_weights(torch.tensor([-torch.inf, 1.0]), 1) == {1: 1.0}
+    sure = rest_weights(torch.tensor([0.0, 3000.0, 2500.0]), 1)
+    assert sure == {1: 1.0, 2: -1.0}, "no underflow where a head is sure"
 
 
 def test_strongest_pairs_come_first_with_their_sign() -> None:
@@ -180,3 +187,26 @@ def test_float32_pairs_sum_to_rounding() -> None:
     for case in (HEADS[0], LEARNED[1]):
         run = random_run(case, torch.float32)
         assert off_by(score_pairs(run, *deepest(run))) <= 1e-5
+
+
+def test_arguments_are_those_of_a_score() -> None:
+    run = random_run(HEADS[0])
+    from_the_end = score_pairs(run, 1, 0, -1, np.int64(-2))
+    assert from_the_end.label == "score(L1.h0 4→3)"
+    assert len(from_the_end.query) > 5
+    with pytest.raises(ValueError, match="does not see"):
+        score_pairs(run, 1, 0, 2, 4)
+    with pytest.raises(IndexError, match="query-key heads"):
+        score_pairs(run, 1, 9, 2, 1)
+
+
+def test_what_is_lumped_together_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where writers are so many that most never take part in the choice."""
+    run = random_run(HEADS[0])
+    monkeypatch.setattr("attribution.score_pairs.PREFILTER", 8)
+    pairs = score_pairs(run, 1, 0, 4, 2, max_nodes=4)
+    assert off_by(pairs) <= EXACT
+    for side in (pairs.query, pairs.key):
+        assert side["kind"].tolist().count("pruned") == 1
+        assert side["kind"].tolist().count("bias") == 1
+        assert len(side) == 6

@@ -73,11 +73,20 @@ def test_a_node_is_given_by_number_or_name() -> None:
     assert repr(circuit.attention(node)).startswith(f"{name}: attribution ")
 
 
-def test_after_pruning_it_is_that_of_the_nodes_left() -> None:
+def test_after_pruning_it_is_still_the_attribution_of_the_table() -> None:
     circuit = traced(HEADS[0], 0.01).prune(0.6)
-    node = heads_of(circuit)[-1]
-    found = circuit.attention(node)
-    assert found.keys["moved"].sum() == pytest.approx(found.attribution)
+    for node in heads_of(circuit):
+        found = circuit.attention(node, keys=0)
+        assert found.attribution == pytest.approx(circuit.nodes.loc[node, "attribution"], rel=1e-9)
+
+
+def test_a_query_that_sees_one_key_has_no_contrast() -> None:
+    circuit = trace(random_run(HEADS[0]).logit(3, pos=0), 0.0, progress=False)
+    found = circuit.attention(heads_of(circuit)[0])
+    assert list(found.pairs) == [0]
+    assert not found.contrasts
+    assert np.isnan(found.keys["contrast"]).all()
+    assert "rather than elsewhere" not in repr(found)
 
 
 def test_bad_requests_say_what_fits(tmp_path) -> None:

@@ -93,16 +93,18 @@ def test_differences_of_scores_are_log_ratios_of_the_pattern(case: Case) -> None
 
 @pytest.mark.parametrize("case", [HEADS[6], LEARNED[3]], ids=str)
 def test_a_contrast_weighs_the_other_keys_as_the_softmax_does(case: Case) -> None:
-    """log p(key) - Σ p(other) / (1 - p(key)) · log p(other); alone, a key has its score."""
+    """log p(key) - Σ p(other) / (1 - p(key)) · log p(other); a key alone is refused."""
     run = random_run(case)
     for layer, head, query, key in some_scores(run):
-        target = run.attention_score(layer, head, query, key, contrast=True)
         row = run.layers[layer].attention.pattern[head, query]
         others = [pos for pos in range(len(row)) if pos != key and row[pos] > 0]
-        expected = run.attention_score(layer, head, query, key).value
-        if others:
-            weights = row[others] / row[others].sum()
-            expected = float(row[key].log() - (weights * row[others].log()).sum())
+        if not others:
+            with pytest.raises(ValueError, match="nothing to contrast it with"):
+                run.attention_score(layer, head, query, key, contrast=True)
+            continue
+        target = run.attention_score(layer, head, query, key, contrast=True)
+        weights = row[others] / row[others].sum()
+        expected = float(row[key].log() - (weights * row[others].log()).sum())
         assert target.value == pytest.approx(expected, abs=EXACT)
         assert target.label == f"contrast(L{layer}.h{head} {query}→{key})"
         assert len(target.terms) == 1 + len(others)

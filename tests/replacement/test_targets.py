@@ -152,7 +152,7 @@ def test_labels_name_what_is_explained() -> None:
     assert repr(run.logit(3)).startswith("Target(logit([3]) = ")
     mixed = random_run(SAE)
     assert mixed.feature(0, 2, 7, sublayer="attn").label == "L0.attn.f7@2"
-    assert mixed.feature(1, 2, 7, sublayer="attn").label == "L1.l7@2"
+    assert mixed.feature(1, 2, 7, sublayer="attn").label == "L1.lorsa 7@2"
     assert mixed.feature(1, 2, 7).label == mixed.feature(1, 2, 7, sublayer="mlp").label == "L1.f7@2"
 
 
