@@ -55,8 +55,8 @@ def chosen_layers(
 ) -> tuple[Layers, str]:
     """Return the layers that one part of the model is read through, and what to call them.
 
-    `asked`: a word, a folder of a set in any known format, one layer (or word) per sublayer, or
-    None for what is bundled in the model's `folder`, else its own parts. `norms`: the model's, in
+    `asked`: a word, a folder of a set in any known format, one layer (or word, or folder to take
+    that layer from) per sublayer, or None for what is bundled in the model's `folder`, else its own parts. `norms`: the model's, in
     front of these sublayers. Raises ValueError, FileNotFoundError or
     TypeError for what does not fit.
     """
@@ -71,18 +71,23 @@ def chosen_layers(
         return _of_folder(part, Path(asked), dtype, device, norms), Path(asked).name
     if not isinstance(asked, Sequence):
         raise TypeError(_misfit(part, asked))
-    words = list(dict.fromkeys(one for one in asked if isinstance(one, str)))
+    words = dict.fromkeys(str(one) for one in asked if isinstance(one, str | Path))
     sets = {
-        word: _of_word(part, word, bundled, dtype, device) for word in words if word != part.own
+        word: _of_word(part, word, bundled, dtype, device)
+        if word in part.kinds
+        else _of_folder(part, Path(word), dtype, device, norms)
+        for word in words
+        if word != part.own
     }
     layers, names = [], []
     for number, one in enumerate(asked):
         if one is None or (isinstance(one, str) and one == part.own):
             layers.append(None)
             names.append(part.own)
-        elif isinstance(one, str):
-            layers.append(sets[one][number] if number < len(sets[one]) else None)
-            names.append(one)
+        elif isinstance(one, str | Path):
+            of_set = sets[str(one)]
+            layers.append(of_set[number] if number < len(of_set) else None)
+            names.append(Path(one).name)
         elif isinstance(one, part.layers) and not one.exact and _fits(part, one):
             layers.append(one)
             names.append("given")
@@ -103,10 +108,6 @@ def _bundled(part: Part, folder: Path) -> dict[str, Path]:
 def _of_word(
     part: Part, word: str, bundled: dict[str, Path], dtype: torch.dtype, device: torch.device
 ) -> list[Any]:
-    if word not in part.kinds:
-        raise ValueError(
-            f"load({part.argument}={word!r}): {_words(part)} or a layer, for every {part.each}."
-        )
     if word not in bundled:
         raise ValueError(
             f'load({part.argument}="{word}"): this model brings no {word} of its own. Give the '

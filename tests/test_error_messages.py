@@ -878,8 +878,8 @@ MODELS = [
     Mistake(
         "an unknown word in a list",
         lambda _: load(text_model(), attention=["head"]),
-        ValueError,
-        ("attention='head'", '"heads"', "every attention layer"),
+        FileNotFoundError,
+        ("attention='head'", "Did you mean 'heads'?"),
     ),
     Mistake(
         "errors that is no yes or no",
