@@ -56,9 +56,9 @@ def chosen_layers(
     """Return the layers that one part of the model is read through, and what to call them.
 
     `asked`: a word, a folder of a set in any known format, one layer (or word, or folder to take
-    that layer from) per sublayer, or None for what is bundled in the model's `folder`, else its own parts. `norms`: the model's, in
-    front of these sublayers. Raises ValueError, FileNotFoundError or
-    TypeError for what does not fit.
+    that layer from) per sublayer, or None for what is bundled in the model's `folder`, else its own
+    parts. `norms`: the model's, in front of these sublayers. Raises ValueError, FileNotFoundError
+    or TypeError for what does not fit.
     """
     bundled = {} if folder is None else _bundled(part, folder)
     if asked is None:
