@@ -206,7 +206,7 @@ TARGETS: dict[str, Callable[[Run], Target]] = {
         _score(run, run.weights.n_layers - 1, back=0) - 0.9 * _score(run, run.weights.n_layers - 1)
     ),
     "contrast of a score": lambda run: run.attention_score(
-        run.weights.n_layers - 1, 0, -1, -1, contrast=True
+        run.weights.n_layers - 1, 0, -1, -1, contrast=len(run.tokens) > 1
     ),
     "scores and logits": lambda run: (
         run.logit(2)

@@ -53,14 +53,6 @@ class HeldLorsa(HeldFeatures):
         row_sum = self.run.pattern.sum(-1)[self.lorsa.pattern_of(index), pos]
         return self._of_norm[index] * row_sum + self.lorsa.read_bias[index]
 
-    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
-        index, pos = self.active.index[nodes], self.active.pos[nodes]
-        return self._reads(self._coefficients(gradient, nodes), pos, index)
-
-    def read_of(self, pos: int, index: int) -> Reads:
-        where, which = torch.tensor([[pos], [index]], device=self.error.device)
-        return self._reads(self.error.new_ones(1), where, which)
-
     def _reads(
         self,
         coefficient: Float[Tensor, " node"],
@@ -96,14 +88,6 @@ class HeldAttentionSAE(HeldFeatures):
         if self.heads.output_bias is not None:
             biases = biases + at_output @ self.heads.output_bias
         return carried, constants + biases
-
-    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
-        index, pos = self.active.index[nodes], self.active.pos[nodes]
-        return self._reads(self._coefficients(gradient, nodes), pos, index)
-
-    def read_of(self, pos: int, index: int) -> Reads:
-        where, which = torch.tensor([[pos], [index]], device=self.error.device)
-        return self._reads(self.error.new_ones(1), where, which)
 
     def _reads(
         self,

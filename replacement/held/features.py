@@ -41,8 +41,22 @@ class HeldFeatures(Sublayer):
         """The gradient at the stream and the constants read, from u · gate of every feature."""
 
     @abc.abstractmethod
+    def _reads(
+        self,
+        coefficient: Float[Tensor, " node"],
+        pos: Int[Tensor, " node"],
+        index: Int[Tensor, " node"],
+    ) -> Reads:
+        """How features at positions read, active or not, times `coefficient`."""
+
+    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+        coefficient = self._coefficients(gradient, nodes)
+        return self._reads(coefficient, self.active.pos[nodes], self.active.index[nodes])
+
     def read_of(self, pos: int, index: int) -> Reads:
         """Return how one feature reads at a position, active or not: its pre-activation."""
+        where, which = torch.tensor([[pos], [index]], device=self.error.device)
+        return self._reads(self.error.new_ones(1), where, which)
 
     def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
         downstream = self.active.dots(self.features.write, self.joint.back(gradient))

@@ -55,24 +55,27 @@ class HeldMLP(HeldFeatures):
         return self._pulled(at_input), biases + self.norm.constant(at_input)
 
     def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+        if self.features.skip is None:
+            return super().reads(gradient, nodes)
         is_feature = nodes < self.n_active
-        index = self.active.index[nodes[is_feature]]
+        index, pos = self.active.index[nodes[is_feature]], self.positions()[nodes]
         coefficient = self._coefficients(gradient, nodes[is_feature])
-        vector = gradient.new_zeros(len(nodes), gradient.shape[-1])
+        at_output = self.joint.back(gradient)
+        vector = gradient.new_empty(len(nodes), gradient.shape[-1])
         vector[is_feature] = coefficient[:, None] * self.features.read[index]
+        vector[~is_feature] = at_output[pos[~is_feature]] @ self.features.skip
         bias = gradient.new_zeros(len(nodes))
         bias[is_feature] = coefficient * self.features.read_bias[index]
-        pos = self.positions()[nodes]
-        if self.features.skip is not None:
-            at_output = self.joint.back(gradient)
-            vector[~is_feature] = at_output[pos[~is_feature]] @ self.features.skip
         return self._local(vector, pos, bias)
 
-    def read_of(self, pos: int, index: int) -> Reads:
-        where = torch.tensor([pos], device=self.error.device)
-        return self._local(
-            self.features.read[index, None], where, self.features.read_bias[index, None]
-        )
+    def _reads(
+        self,
+        coefficient: Float[Tensor, " node"],
+        pos: Int[Tensor, " node"],
+        index: Int[Tensor, " node"],
+    ) -> Reads:
+        vector = coefficient[:, None] * self.features.read[index]
+        return self._local(vector, pos, coefficient * self.features.read_bias[index])
 
     def _local(
         self,

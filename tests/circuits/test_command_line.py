@@ -146,7 +146,7 @@ def test_plan_prints_the_cost_and_traces_nothing(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attribution.sweep, "sweep", None)
-    monkeypatch.setattr(circuits.tracer, "sweep", None)
+    monkeypatch.setattr(circuits.tracer, "traced_sweep", None)
     result = command("plan", model, PROMPT, *EXPLAIN)
     assert result.exit_code == 0, result.output
     for words in ("target ", "nodes ", "passes ", "memory ", "free on cpu"):
@@ -225,7 +225,7 @@ def test_wrong_arguments_end_with_two(
 def test_a_wrong_ending_is_refused_before_any_work(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(circuits.tracer, "sweep", None)
+    monkeypatch.setattr(circuits.tracer, "traced_sweep", None)
     assert_refused(command("trace", model, PROMPT, *EXPLAIN, "-o", "a.pdf"), "a.pdf")
     result = command("trace", model, PROMPT, *EXPLAIN, "-o", "none/a.circuit")
     assert_refused(result, "no folder", "mkdir -p")
