@@ -83,7 +83,7 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int | None, progress: bool)
     removals = removals_of(nodes)
     batch = batch or max(1, min(64, ROW_BUDGET // run.token_writes.numel()))
     with torch.no_grad():
-        keep = kept_masks(removals, sublayers)
+        keep = _masks(removals, sublayers)
         predicted = -np.asarray(nodes["attribution"])
         if "pruned" in graph.meta:
             again = sweep(target, sublayers, only=keep)
@@ -125,9 +125,7 @@ def _places(sublayers: Sequence[Sublayer]) -> dict[tuple[int, str], int]:
     return {(layer.layer, layer.name): number for number, layer in enumerate(sublayers)}
 
 
-def kept_masks(
-    removals: Sequence[Removal], sublayers: Sequence[Sublayer]
-) -> list[Bool[Tensor, " _"]]:
+def _masks(removals: Sequence[Removal], sublayers: Sequence[Sublayer]) -> list[Bool[Tensor, " _"]]:
     """Return which nodes of the held run are in the circuit, found by their rows."""
     places = _places(sublayers)
     chosen: list[list[int]] = [[] for _ in sublayers]

@@ -120,7 +120,7 @@ class Run:
         elsewhere.
 
         Raises IndexError for a layer, head or position that does not exist, ValueError for a key
-        that the query does not see or an unknown side.
+        that the query does not see, an unknown side, or a contrast where no other key is seen.
         """
         if side not in SIDES:
             raise ValueError(f"run.attention_score(side={side!r}): one of {', '.join(SIDES)}.")
@@ -156,7 +156,7 @@ class Run:
                 f"run.attention_score(head={head!r}): layer {depth} has {heads.n_heads} query-key "
                 "heads, numbered from 0."
             )
-        if not heads.visible(len(self.tokens))[place, where]:
+        if not heads.sees(place, where):
             window = "" if heads.window is None else f" (a window of {heads.window} keys)"
             raise ValueError(
                 f"run.attention_score(query={query!r}, key={key!r}): position {place} does not see "

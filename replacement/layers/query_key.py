@@ -118,6 +118,10 @@ class QueryKey:
         seen = torch.ones(n_pos, n_pos, dtype=torch.bool, device=device).tril()
         return seen if self.window is None else seen & ~seen.tril(-self.window)
 
+    def sees(self, query: int, key: int) -> bool:
+        """Return whether the query at one position sees the key at another."""
+        return key <= query and (self.window is None or query - key < self.window)
+
     def pattern(
         self, y: Float[Tensor, "*batch pos d_model"]
     ) -> Float[Tensor, "*batch head query key"]:
