@@ -46,6 +46,14 @@ class _Stream(NamedTuple):
     pruned: Float[Tensor, "pos d_model"]
 
 
+class _Writers(NamedTuple):
+    """Kept nodes of a sublayer, and their rows in the stream."""
+
+    layer: Sublayer
+    nodes: Int[Tensor, " kept"]
+    rows: slice
+
+
 class _Inflow(NamedTuple):
     """What flows into the readers of one sublayer, or into the target."""
 
@@ -77,14 +85,17 @@ def flow_edges(
     blocks: list[_Block] = []
     stream = _entering(run)
     streams = {0: stream}
+    writers: list[_Writers] = []
     count = 2 * len(run.tokens)
     target_inflow = _seeds_at(target, 0, stream)
-    for layer, nodes in zip(progress(sublayers), swept.kept(), strict=True):
-        reads = layer.reads(swept.gradients[layer.writes_at], nodes)
+    kept = zip(swept.kept(), swept.gradients, strict=True)
+    for layer, (nodes, gradients) in zip(progress(sublayers), kept, strict=True):
+        reads = layer.reads(gradients, nodes)
         # parallel blocks: the MLP reads the stream that attention read, so it is kept a while
         blocks.append(_sparse(_inflow(reads, streams[layer.reads_at]), first=count))
+        writers.append(_Writers(layer, nodes, slice(count, count + len(nodes))))
         count += len(nodes)
-        stream = _after(stream, layer, nodes)
+        stream = _after(stream, layer, writers)
         streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
         target_inflow = _add(target_inflow, _seeds_at(target, layer.writes_at, stream))
     biased = target_inflow._replace(bias=target_inflow.bias + target.bias)
@@ -100,15 +111,26 @@ def _entering(run: Run) -> _Stream:
     )
 
 
-def _after(stream: _Stream, layer: Sublayer, nodes: Int[Tensor, " kept"]) -> _Stream:
-    """The stream once `layer` has written: kept nodes as rows, the rest of its output as sums."""
-    written, pos = layer.writes(nodes), layer.positions()[nodes]
-    bias = stream.bias if layer.write_bias is None else stream.bias + layer.write_bias
-    rest = layer.output.index_add(0, pos, written, alpha=-1)
+def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _Stream:
+    """The stream once `layer` has written: kept nodes as rows, the rest of its output as sums.
+
+    `writers`: its own nodes last; earlier ones where they write across layers.
+    """
+    own = writers[-1]
+    pos = layer.positions()[own.nodes]
+    vectors = torch.cat(
+        [stream.vectors, stream.vectors.new_zeros(len(pos), *stream.bias.shape[1:])]
+    )
+    bias, rest = stream.bias, layer.output.clone()
     if layer.write_bias is not None:
-        rest = rest - layer.write_bias
+        bias, rest = bias + layer.write_bias, rest - layer.write_bias
+    for other in writers:
+        if layer.writes_at in other.layer.write_stages:
+            written = other.layer.writes(other.nodes, layer.writes_at)
+            vectors[other.rows] += written
+            rest.index_add_(0, other.layer.positions()[other.nodes], written, alpha=-1)
     return _Stream(
-        torch.cat([stream.vectors, written]),
+        vectors,
         torch.cat([stream.pos, pos]),
         bias,
         stream.error + layer.error,

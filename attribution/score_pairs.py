@@ -136,7 +136,7 @@ def _side(run: Run, layer: int, side: StreamSide) -> _Side:
         nodes = (below.positions() == pos).nonzero().flatten()
         named = below.rows(nodes)
         _add(rows, named.kind, below.layer, below.name, pos, named.index.tolist())
-        parts.append(below.writes(nodes) @ side.read.T)
+        parts.append(below.written(nodes, 2 * layer) @ side.read.T)
         if bool(below.error[pos].any()):
             _add(rows, ["error"], below.layer, below.name, pos, [-1])
             parts.append((side.read @ below.error[pos])[None])

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from replacement.held import Gate, Step, Sublayer
+from replacement.held import Gate, Gradients, Step, Sublayer
 from replacement.target import Target
 
 GateRule = Literal["absolute", "signed"]
@@ -51,8 +51,8 @@ class Sweep:
     attribution: list[Float[Tensor, " _"]]
     """Per sublayer, in order; every node, kept or not."""
     keep: list[Bool[Tensor, " _"]]
-    gradients: list[Float[Tensor, "pos d_model"]]
-    """Per stage: the derivative of the target with respect to the residual stream."""
+    gradients: list[Gradients]
+    """Per sublayer: the derivative of the target at every stage that it writes to."""
     leaves: Leaves
 
     def kept(self) -> list[Int[Tensor, " _"]]:
@@ -83,19 +83,21 @@ def sweep(
     """
     run = target.run
     steps: list[Step | None] = [None] * len(sublayers)
+    written: list[Gradients] = [()] * len(sublayers)
     leaves = _no_leaves(target, len(sublayers))
     gradients = [torch.zeros_like(run.token_writes) for _ in range(len(sublayers) + 1)]
     for stage, pos, vector in target.seeds:
         gradients[stage][pos] += vector
     for number in reversed(range(len(sublayers))):
         layer = sublayers[number]
-        gradient = gradients[layer.writes_at]
+        written[number] = [gradients[stage] for stage in layer.write_stages]
         places = layer.positions()
-        reached = gradient.abs().amax(-1) > 0
-
+        strongest_of = [gradient.abs().amax(-1) for gradient in written[number]]
+        reached = torch.stack(strongest_of).amax(0) > 0
         gate = _gate(cutoff, rule, None if only is None else only[number], layer, reached[places])
-        step = layer.step(gradient, gate)
+        step = layer.step(written[number], gate)
         steps[number] = step
+        gradient = gradients[layer.writes_at]
         gradients[layer.writes_at - 1] += gradient  # past it, and through it to what it reads
         gradients[layer.reads_at] += step.gradient
         leaves.error[number] = (gradient * layer.error).sum(-1)
@@ -106,9 +108,7 @@ def sweep(
     leaves.token[:] = (gradients[0] * run.token_writes).sum(-1)
     leaves.position[:] = (gradients[0] * run.position_writes).sum(-1)
     done = [step for step in steps if step is not None]
-    return Sweep(
-        [step.attribution for step in done], [step.keep for step in done], gradients, leaves
-    )
+    return Sweep([step.attribution for step in done], [step.keep for step in done], written, leaves)
 
 
 def _gate(

@@ -15,7 +15,7 @@ from circuits.testing import removals_of
 from graphs.graph import Graph
 from graphs.names import node_names, readable
 from replacement.edits import Removal, number_of
-from replacement.held import Sublayer
+from replacement.held import Gradients, Sublayer
 from replacement.layers import Lorsa
 from replacement.run import Run
 from replacement.scores import rest_weights, scores_of
@@ -78,7 +78,7 @@ def attention_of(
         layer = run.sublayers[2 * row.layer]
         head = _query_key_head(run, row)
         pattern = run.layers[row.layer].attention.pattern[head, row.pos]
-        moved = _moved(run, layer, swept.gradients[layer.writes_at], row, pattern)
+        moved = _moved(run, layer, swept.gradients[2 * row.layer], row, pattern)
         scores = scores_of(run, row.layer, head, row.pos)
         rest = [
             rest_weights(scores, key, run.weights.query_key(row.layer).soft_cap)
@@ -137,13 +137,13 @@ def _query_key_head(run: Run, row: Removal) -> int:
 def _moved(
     run: Run,
     layer: Sublayer,
-    gradient: Float[Tensor, "pos d_model"],
+    gradients: Gradients,
     row: Removal,
     pattern: Float[Tensor, " key"],
 ) -> Float[Tensor, " key"]:
     """The node's attribution by the position it was read at."""
-    node = torch.tensor([number_of(layer, row)], device=gradient.device)
-    reads = layer.reads(gradient, node)
+    node = torch.tensor([number_of(layer, row)], device=pattern.device)
+    reads = layer.reads(gradients, node)
     read = run.residuals[layer.reads_at] @ reads.vector[0, 0]
     return reads.factor[0, 0] * read + reads.constant * pattern / pattern.sum()
 

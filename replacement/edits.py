@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replacement.held import Sublayer
-from replacement.held_forward import Knocked, held_forward
+from replacement.held_forward import Knocked, held_forward, joined
 from replacement.layers import Lorsa
 from replacement.run import Run
 from replacement.scores import score_values
@@ -48,12 +48,16 @@ def held_knock_outs(
     stream = _entering(run, removals)
     streams = {0: stream}
     values = torch.full_like(stream[:, 0, 0], target.bias) + _read(target, 0, stream)
+    arriving: dict[int, Tensor] = {}
     for layer, kept in zip(run.sublayers, keep, strict=True):
         knocked, error_batch, error_pos = _knocked(layer, removals)
         error = layer.error.repeat(len(removals), 1, 1)
         error[error_batch, error_pos] = 0
         read = streams[layer.reads_at]  # of a parallel block: what attention read
-        stream = stream + held_forward(run, layer, read, kept, knocked) + error
+        written = held_forward(run, layer, read, kept, knocked).unbind(2)
+        for stage, part in zip(layer.write_stages, written, strict=True):
+            arriving[stage] = arriving[stage] + part if stage in arriving else part
+        stream = stream + joined(run, layer, arriving.pop(layer.writes_at)) + error
         streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
         values = values + _read(target, layer.writes_at, stream)
     return values
@@ -124,7 +128,7 @@ def free_knock_outs(target: Target, removals: Sequence[Removal]) -> Float[Tensor
         run.token_ids.to(run.logits.device),
         _subtractions(run, removals),
         {_stage(run, term) for term in target.terms},
-        {} if run.errors else run.model.substitutes,
+        {} if run.errors else run.model.substitutes(),
     )
     values = run.logits.new_zeros(len(removals))
     for term in target.terms:
@@ -136,22 +140,27 @@ def _subtractions(
     run: Run, removals: Sequence[Removal]
 ) -> dict[tuple[int, str], Float[Tensor, "batch pos d_model"]]:
     additions: dict[tuple[int, str], Tensor] = {}
-    sublayers = {(layer.layer, layer.name): layer for layer in run.sublayers}
     shape = (len(removals), *run.token_writes.shape)
     for row, removal in enumerate(removals):
-        place = (removal.layer, removal.sublayer)
-        if removal.kind in SOURCES:
-            place = (-1, "")
-            vector = _source_vector(run, removal)
-        elif removal.kind == "error":
-            vector = sublayers[place].error[removal.pos]
-        else:
-            number = number_of(sublayers[place], removal)
-            vector = sublayers[place].writes(torch.tensor([number], device=run.logits.device))[0]
-        if place not in additions:
-            additions[place] = run.token_writes.new_zeros(shape)
-        additions[place][row, removal.pos] -= vector
+        for place, vector in _vectors(run, removal).items():
+            if place not in additions:
+                additions[place] = run.token_writes.new_zeros(shape)
+            additions[place][row, removal.pos] -= vector
     return additions
+
+
+def _vectors(run: Run, removal: Removal) -> dict[tuple[int, str], Float[Tensor, " d_model"]]:
+    """What a node wrote, by the sublayer whose output it joined."""
+    if removal.kind in SOURCES:
+        return {(-1, ""): _source_vector(run, removal)}
+    places = {layer.writes_at: (layer.layer, layer.name) for layer in run.sublayers}
+    own = {(layer.layer, layer.name): layer for layer in run.sublayers}[
+        removal.layer, removal.sublayer
+    ]
+    if removal.kind == "error":
+        return {places[own.writes_at]: own.error[removal.pos]}
+    node = torch.tensor([number_of(own, removal)], device=run.logits.device)
+    return {places[stage]: own.writes(node, stage)[0] for stage in own.write_stages}
 
 
 def _stage(run: Run, term: Term) -> int:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from replacement.held import Sublayer
 from replacement.layers import Active, FeatureLayer, Lorsa
-from replacement.norms import Norm
 from replacement.run import Run
 
 
@@ -30,22 +29,23 @@ def held_forward(
     stream: Float[Tensor, "batch pos d_model"],
     kept: Bool[Tensor, " node"],
     knocked: Knocked,
+) -> Float[Tensor, "batch pos target d_model"]:
+    """Return what a sublayer writes on edited streams, to its own output and later ones.
+
+    Its write bias is in the first, its error in none; `joined` is what the stream gets of it.
+    """
+    write = _of_mlp if layer.name == "mlp" else _of_attention
+    return write(run, layer, stream, kept, knocked).unflatten(-1, (-1, stream.shape[-1]))
+
+
+def joined(
+    run: Run, layer: Sublayer, written: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Return what a sublayer writes on edited streams, its write bias included, not its error."""
+    """Return what is added to the stream: through the norm after the sublayer, if one is there."""
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer]
+    post, scale = block.attention_writes_through, recorded.attention.post_scale
     if layer.name == "mlp":
-        written = _of_mlp(run, layer, stream, kept, knocked)
-        return _joined(written, block.mlp_writes_through, recorded.mlp.post_scale)
-    written = _of_attention(run, layer, stream, kept, knocked)
-    return _joined(written, block.attention_writes_through, recorded.attention.post_scale)
-
-
-def _joined(
-    written: Float[Tensor, "batch pos d_model"],
-    post: Norm | None,
-    scale: Float[Tensor, " pos"] | None,
-) -> Float[Tensor, "batch pos d_model"]:
-    """What is added to the stream: through the norm after the sublayer, if one is there."""
+        post, scale = block.mlp_writes_through, recorded.mlp.post_scale
     return written if post is None or scale is None else post.apply(written, scale)
 
 
@@ -82,7 +82,7 @@ def _of_mlp(
     stream: Float[Tensor, "batch pos d_model"],
     kept: Bool[Tensor, " node"],
     knocked: Knocked,
-) -> Float[Tensor, "batch pos d_model"]:
+) -> Float[Tensor, "batch pos target_times_d_model"]:
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].mlp
     active, features = recorded.active, block.mlp
     y = block.mlp_norm.apply(stream, recorded.scale)
@@ -96,7 +96,8 @@ def _of_mlp(
         return written
     around = y @ features.skip.T
     around[knocked.batch[~is_feature], knocked.node[~is_feature] - len(active)] = 0
-    return written + around
+    written[..., : around.shape[-1]] += around
+    return written
 
 
 def _moving(kept: Bool[Tensor, " node"], knocked: Knocked) -> Int[Tensor, " moving"]:
@@ -137,7 +138,7 @@ def _of_features(
     moving: Int[Tensor, " moving"],
     kept: Bool[Tensor, " node"],
     knocked: Knocked,
-) -> Float[Tensor, "batch pos d_model"]:
+) -> Float[Tensor, "batch pos target_times_d_model"]:
     """What all features write, given the live pre-activations of those that move."""
     still = torch.ones_like(active.activation, dtype=torch.bool)
     still[moving] = False
@@ -146,4 +147,5 @@ def _of_features(
     live[knocked.batch, torch.searchsorted(moving, knocked.node)] = 0
     rows = features.write[active.index[moving]]
     written.index_add_(1, active.pos[moving], live[..., None] * rows)
-    return written + features.write_bias
+    written[..., : len(features.write_bias)] += features.write_bias
+    return written

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,9 +72,8 @@ class ReplacementModel:
         positions = self.weights.position_embedding
         return None if positions is None else positions.shape[0]
 
-    @cached_property
     def substitutes(self) -> dict[Sublayer, Substitute]:
-        """What stands in for the sublayers that are read through replacement layers."""
+        """Return, for one forward pass, what stands in for sublayers read through layers."""
         return substitutes(self.weights)
 
     def run(self, prompt: Any, *, errors: bool = True) -> Run:
@@ -93,7 +91,7 @@ class ReplacementModel:
             prompt, self.tokenizer, d_vocab=self.weights.d_vocab, n_context=self.n_context
         )
         with torch.no_grad():
-            stand_in = {} if errors else self.substitutes
+            stand_in = {} if errors else self.substitutes()
             return run_of_record(
                 self.tracer.record(ids.to(self.device), stand_in),
                 self.weights,
@@ -140,6 +138,23 @@ def _detached(part: Any) -> Any:
     return dataclasses.replace(part, **{name: _detached(value) for name, value in given.items()})
 
 
+def _check_targets(number: int, layer: FeatureLayer, layers: Sequence[Any]) -> None:
+    """Raise ValueError unless the MLPs that a cross-layer transcoder writes to are rebuilt too."""
+    reached = range(number, number + layer.n_targets)
+    if layer.write.shape[1] % layer.read.shape[1] or reached.stop > len(layers):
+        raise ValueError(
+            f"the replacement layer of MLP {number} reads vectors of {layer.read.shape[1]} and "
+            f"writes {layer.write.shape[1]} numbers, which are not whole vectors for MLPs up to "
+            f"{len(layers) - 1}. Layers trained for another model?"
+        )
+    own = [other for other in reached if layers[other] is None or layers[other].exact]
+    if own:
+        raise ValueError(
+            f"the cross-layer transcoder of MLP {number} writes to MLP {own[0]}, which is read as "
+            "the model's own neurons; they leave nothing for it to write. Give all its layers."
+        )
+
+
 def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequence[Any]:
     """One layer or None for each of the model's sublayers; ValueError for what does not fit."""
     blocks: Any = model.get_submodule(family.layers)
@@ -166,7 +181,8 @@ def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequen
                 f"attention ({family.attention_post_norm}), which is not covered: one that reads "
                 "what attention itself computes is."
             )
-        widths = [layer.read.shape[1], layer.write.shape[1]]
+        _check_targets(number, layer, layers)
+        widths = [layer.read.shape[1], layer.write.shape[1] // layer.n_targets]
         if isinstance(layer, Lorsa):
             widths += [layer.query_key.query.shape[1], layer.query_key.key.shape[1]]
         if set(widths) != {d_model}:

@@ -1,5 +1,6 @@
 """From one recorded forward pass to a Run: features encoded, scales held, errors left over."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.layer_run import AttentionRun, LayerRun, MLPRun
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.layers import Active, AttentionSAE, FeatureLayer, Lorsa
 from replacement.norms import Norm
 from replacement.run import Run
 from replacement.tracing import LayerRecord, Record, Sublayer, Substitute
@@ -36,14 +37,19 @@ def run_of_record(
         torch.zeros_like(entering) if positions is None else positions[: entering.shape[0]]
     )
     residuals, layers = [], []
-    for layer, block in zip(record.layers, weights.layers, strict=True):
+    arriving = [torch.zeros_like(entering) for _ in weights.layers]
+    for number, (layer, block) in enumerate(zip(record.layers, weights.layers, strict=True)):
         between = layer.residual + layer.attention
         residuals += [layer.residual, between]
         layers.append(
             LayerRun(
                 _attention_run(layer, block, errors=errors),
                 _mlp_run(
-                    layer, block, layer.residual if block.parallel else between, errors=errors
+                    layer,
+                    block,
+                    layer.residual if block.parallel else between,
+                    arriving[number:],
+                    errors=errors,
                 ),
             )
         )
@@ -90,12 +96,22 @@ def _attention_run(layer: LayerRecord, block: LayerWeights, *, errors: bool) -> 
 
 
 def _mlp_run(
-    layer: LayerRecord, block: LayerWeights, stream: Float[Tensor, "pos d_model"], *, errors: bool
+    layer: LayerRecord,
+    block: LayerWeights,
+    stream: Float[Tensor, "pos d_model"],
+    arriving: Sequence[Float[Tensor, "pos d_model"]],
+    *,
+    errors: bool,
 ) -> MLPRun:
+    """`arriving`: what features write to this MLP's output and to those after it, added to."""
     scale = block.mlp_norm.scale(stream)
     y = block.mlp_norm.apply(stream, scale)
     active = block.mlp.encode(y)
-    raw = layer.mlp_raw if block.mlp.exact else block.mlp.decode(active, y)
+    if block.mlp.exact:
+        raw = layer.mlp_raw
+    else:
+        _spread(block.mlp, active, arriving)
+        raw = arriving[0] + block.mlp.around(y)
     post, post_scale = block.mlp_writes_through, None
     if post is not None:
         post_scale = post.scale(layer.mlp_raw if errors else raw)
@@ -108,6 +124,14 @@ def _mlp_run(
         error=_left(layer.mlp, output, errors=errors),
         post_scale=post_scale,
     )
+
+
+def _spread(
+    layer: FeatureLayer, active: Active, arriving: Sequence[Float[Tensor, "pos d_model"]]
+) -> None:
+    """Add what features write to each output that they write to."""
+    for output, written in zip(arriving, layer.spread(active), strict=False):
+        output += written
 
 
 def _joining(
@@ -127,8 +151,12 @@ def _left(
 
 
 def substitutes(weights: ModelWeights) -> dict[Sublayer, Substitute]:
-    """Return what stands in for every sublayer that is read through a replacement layer."""
+    """Return what stands in for every sublayer that is read through a replacement layer.
+
+    For one forward pass: cross-layer features leave there what they write to later layers.
+    """
     found: dict[Sublayer, Substitute] = {}
+    arriving: dict[int, Tensor] = {}
     for number, block in enumerate(weights.layers):
         post = block.attention_writes_through
         if isinstance(block.attention, AttentionSAE):
@@ -136,19 +164,25 @@ def substitutes(weights: ModelWeights) -> dict[Sublayer, Substitute]:
         elif block.attention is not None:
             found[number, "attn"] = partial(_of_stream, block.attention, block.attention_norm, post)
         if not block.mlp.exact:
-            found[number, "mlp"] = partial(
-                _of_stream, block.mlp, block.mlp_norm, block.mlp_writes_through
-            )
+            found[number, "mlp"] = partial(_of_mlp, number, block, arriving)
     return found
 
 
-def _of_stream(
-    layer: FeatureLayer, norm: Norm, post: Norm | None, stream: Tensor, _raw: Tensor
-) -> Tensor:
+def _of_stream(layer: Lorsa, norm: Norm, post: Norm | None, stream: Tensor, _raw: Tensor) -> Tensor:
     y = norm.apply(stream, norm.scale(stream))
     # the gates recorded afterwards are those of explicit patterns
-    made = layer.forward(y, fused=False) if isinstance(layer, Lorsa) else layer.forward(y)
-    return _fresh(post, made)
+    return _fresh(post, layer.forward(y, fused=False))
+
+
+def _of_mlp(
+    number: int, block: LayerWeights, arriving: dict[int, Tensor], stream: Tensor, _raw: Tensor
+) -> Tensor:
+    y = block.mlp_norm.apply(stream, block.mlp_norm.scale(stream)).flatten(0, -2)
+    spread = block.mlp.spread(block.mlp.encode(y))
+    for target, written in enumerate(spread, start=number):
+        arriving[target] = arriving[target] + written if target in arriving else written
+    made = arriving.pop(number) + block.mlp.around(y)
+    return _fresh(block.mlp_writes_through, made.view_as(stream))
 
 
 def _of_output(layer: FeatureLayer, post: Norm | None, _stream: Tensor, raw: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def hooked_pass(
     def changed(place: Place, output: Tensor) -> Tensor:
         seen.wrote[place] = output[0]
         if place in layers:
-            output = rebuilt(layers[place], seen.normed[place], output[0])[None]
+            output = rebuilt(layers, place, seen)[None]
         return output - lost[place] if place in lost else output
 
     def watch(number: int, block: Any) -> None:
@@ -121,10 +121,18 @@ def activations(layer: FeatureLayer, y: Tensor, wrote: Tensor) -> Tensor:
     return gate_by_hand(layer, pre) * pre
 
 
-def rebuilt(layer: FeatureLayer, y: Tensor, wrote: Tensor) -> Tensor:
-    """Return what a layer puts in the place of a sublayer that read `y` and wrote `wrote`."""
-    output = activations(layer, y, wrote) @ layer.write + layer.write_bias
-    return output if layer.skip is None else output + y @ layer.skip.T
+def rebuilt(layers: Mapping[Place, FeatureLayer], place: Place, seen: Hooked) -> Tensor:
+    """Return what the layers put in the place of a sublayer, all that write across included."""
+    number, name = place
+    layer, width = layers[place], seen.wrote[place].shape[-1]
+    output = layer.write_bias
+    for below in range(number + 1):
+        writer = layers.get((below, name))
+        start = (number - below) * width
+        if writer is not None and start < writer.write.shape[1]:
+            active = activations(writer, seen.normed[below, name], seen.wrote[below, name])
+            output = output + active @ writer.write[:, start : start + width]
+    return output if layer.skip is None else output + seen.normed[place] @ layer.skip.T
 
 
 def measured(target: Target, model: Any, seen: Hooked, before: Hooked) -> float:

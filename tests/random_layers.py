@@ -14,6 +14,7 @@ from replacement.layers import (
     Activation,
     AttentionSAE,
     BatchTopK,
+    CrossLayerTranscoder,
     FeatureLayer,
     HeadNorm,
     JumpReLU,
@@ -82,6 +83,48 @@ def random_transcoder(
         skip=noise(d_model, d_model) if skip else None,
     )
     return gated(transcoder, kind)
+
+
+def random_cross_layer(
+    kind: str,
+    d_model: int = 8,
+    n_features: int = 20,
+    *,
+    n_targets: int = 2,
+    skip: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> CrossLayerTranscoder:
+    """Return one layer of a cross-layer transcoder with random weights and biases."""
+    own = random_transcoder(kind, d_model, n_features, skip=skip, seed=seed, dtype=dtype)
+    source = torch.Generator().manual_seed(6000 + seed)
+    later = 0.5 * torch.randn(n_features, (n_targets - 1) * d_model, generator=source)
+    layer = CrossLayerTranscoder(
+        own.read,
+        torch.cat([own.write, later.to(dtype)], dim=1),
+        own.read_bias,
+        own.write_bias,
+        own.activation,
+        own.skip,
+    )
+    return gated(layer, kind)
+
+
+def random_mlp(
+    name: str, d_model: int, *, n_later: int, skip: bool, seed: int, dtype: torch.dtype
+) -> FeatureLayer | None:
+    """Return what an MLP with `n_later` ones above it is read through.
+
+    `name`: "neurons", one of `KINDS`, or "cross " and one of them.
+    """
+    if name == "neurons":
+        return None
+    kind = name.removeprefix("cross ")
+    if kind == name:
+        return random_transcoder(kind, d_model, skip=skip, seed=seed, dtype=dtype)
+    return random_cross_layer(
+        kind, d_model, n_targets=n_later + 1, skip=skip, seed=seed, dtype=dtype
+    )
 
 
 @dataclass(frozen=True)

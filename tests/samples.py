@@ -15,7 +15,7 @@ from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
 from replacement.model import ReplacementModel
 from replacement.run import Run
 from replacement.target import Target
-from tests.random_layers import KINDS, random_attention, random_transcoder
+from tests.random_layers import KINDS, random_attention, random_mlp
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ def random_gpt2(
 class Case:
     """One random model, what its MLPs and attention layers are read through, and the seed of all.
 
-    "a | b" is a for layers 0, 2, … and b for layers 1, 3, …
+    "a | b" is a for layers 0, 2, … and b for layers 1, 3, …; "a | b | c" likewise.
     """
 
     shape: str
     mlp: str
-    """ "neurons" or one of `KINDS`."""
+    """ "neurons", one of `KINDS`, or "cross " and one of them for a cross-layer transcoder."""
     skip: bool = False
     seed: int = 0
     attention: str = "heads"
@@ -124,12 +124,16 @@ LEARNED = [
     Case("two layers", "neurons | jumprelu gated", attention="sae | lorsa grouped", seed=5),
     Case("deep", "batchtopk", attention="sae topk", seed=6),
     Case("one token", "topk", skip=True, attention="lorsa llama3 | sae", seed=7),
+    Case("two layers", "cross topk gated", attention="lorsa", seed=8),
+    Case("deep", "neurons | cross jumprelu gated | cross relu", skip=True, seed=9),
+    Case("deep", "cross relu | cross topk | batchtopk", attention="heads | sae", seed=10),
 ]
-"""Attention, or some of it, is read through learned layers."""
+"""Attention, or some of it, is read through learned layers, or MLPs are across layers."""
 REPLACED = [
     Case("two layers", "topk", skip=True, attention="lorsa rotary | lorsa window", errors=False),
     Case("deep", "relu", attention="lorsa grouped | heads", errors=False, seed=1),
     Case("full context", "neurons | jumprelu", attention="sae", errors=False, seed=2),
+    Case("deep", "cross topk", skip=True, attention="heads | lorsa rotary", errors=False, seed=3),
 ]
 """Replacement runs: no errors, the layers stand in for what they replace."""
 CASES = [*HEADS, *LEARNED, *REPLACED]
@@ -139,17 +143,17 @@ def mlps_of(case: Case, dtype: torch.dtype = torch.float64) -> list[FeatureLayer
     """Return the replacement layers of a case; None for the model's own neurons."""
     if case.mlp == "neurons":
         return None
+    kinds = case.read_as("mlp")
     return [
-        None
-        if kind == "neurons"
-        else random_transcoder(
+        random_mlp(
             kind,
             SHAPES[case.shape].d_model,
+            n_later=len(kinds) - 1 - layer,
             skip=case.skip,
             seed=10 * case.seed + layer,
             dtype=dtype,
         )
-        for layer, kind in enumerate(case.read_as("mlp"))
+        for layer, kind in enumerate(kinds)
     ]
 
 

@@ -42,7 +42,8 @@ from tests.circuits.folders import (
     text_transcoders,
     tokenizer,
 )
-from tests.samples import Shape, random_gpt2, random_transcoder
+from tests.random_layers import random_transcoder
+from tests.samples import Shape, random_gpt2
 
 LONGEST = 900
 KNOWN = ("GPT2LMHeadModel", "docs/architectures.md")

@@ -10,7 +10,7 @@ from replacement.held.attention import HeldAttentionSAE, HeldLorsa
 from replacement.held.features import HeldFeatures
 from replacement.held.heads import HeldHeads
 from replacement.held.mlp import HeldMLP
-from replacement.held.sublayer import Gate, Joint, NodeRows, Reads, Step, Sublayer
+from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import LayerRun
 from replacement.layers import Lorsa
 from replacement.weights import LayerWeights
@@ -20,10 +20,7 @@ def held_sublayers(layers: Sequence[LayerRun], weights: Sequence[LayerWeights]) 
     """Return the sublayers of a recorded run in the order they write."""
     sublayers: list[Sublayer] = []
     for number, (layer, block) in enumerate(zip(layers, weights, strict=True)):
-        sublayers += [
-            _held_attention(number, layer, block),
-            HeldMLP(number, layer.mlp, block),
-        ]
+        sublayers += [_held_attention(number, layer, block), HeldMLP(number, layers, weights)]
     return sublayers
 
 
@@ -37,6 +34,7 @@ def _held_attention(number: int, layer: LayerRun, block: LayerWeights) -> Sublay
 
 __all__ = [
     "Gate",
+    "Gradients",
     "HeldAttentionSAE",
     "HeldFeatures",
     "HeldHeads",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from replacement.held.features import HeldFeatures
 from replacement.held.heads import HeldPatterns
-from replacement.held.sublayer import Reads
+from replacement.held.sublayer import Joint, Reads
 from replacement.layer_run import AttentionRun
 from replacement.layers import AttentionSAE, Lorsa
 from replacement.weights import LayerWeights
@@ -24,8 +24,9 @@ class HeldLorsa(HeldFeatures):
 
     def __init__(self, layer: int, run: AttentionRun, lorsa: Lorsa, weights: LayerWeights) -> None:
         assert run.active is not None, "Lorsa heads are nodes, so they were recorded"
-        super().__init__(layer, run, run.active, lorsa, weights.attention_writes_through)
-        self.reads_at, self.writes_at = 2 * layer, 2 * layer + 1
+        joint = Joint(weights.attention_writes_through, run.post_scale)
+        super().__init__(layer, run, run.active, lorsa, [joint])
+        self.reads_at, self.write_stages = 2 * layer, (2 * layer + 1,)
         self.run, self.lorsa, self.norm = run, lorsa, weights.attention_norm
 
     def _carry(
@@ -74,8 +75,9 @@ class HeldAttentionSAE(HeldFeatures):
         self, layer: int, run: AttentionRun, sae: AttentionSAE, weights: LayerWeights
     ) -> None:
         assert run.active is not None, "features are nodes, so they were recorded"
-        super().__init__(layer, run, run.active, sae, weights.attention_writes_through)
-        self.reads_at, self.writes_at = 2 * layer, 2 * layer + 1
+        joint = Joint(weights.attention_writes_through, run.post_scale)
+        super().__init__(layer, run, run.active, sae, [joint])
+        self.reads_at, self.write_stages = 2 * layer, (2 * layer + 1,)
         self.run, self.heads = run, weights.heads
         self.held = HeldPatterns(run, weights.heads, weights.attention_norm)
 

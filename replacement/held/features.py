@@ -1,15 +1,15 @@
 """Sublayers read as features: one scalar node per active feature, its gate held."""
 
 import abc
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement.held.sublayer import Gate, Joint, NodeRows, Reads, Step, Sublayer
+from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import AttentionRun, MLPRun
 from replacement.layers import Active, FeatureLayer
-from replacement.norms import Norm
 
 
 class HeldFeatures(Sublayer):
@@ -23,15 +23,16 @@ class HeldFeatures(Sublayer):
         run: AttentionRun | MLPRun,
         active: Active,
         features: FeatureLayer,
-        post_norm: Norm | None,
+        joints: Sequence[Joint],
     ) -> None:
+        """`joints`: how what the features write joins the stream, one for each stage."""
         self.layer, self.active, self.features = layer, active, features
         self.node_kind, self.dense = features.kind, active.dense
         self.n_pos = active.n_pos
         self.n_nodes = self.n_active = len(active)
         self.output, self.error = run.output, run.error
-        self.joint = Joint(post_norm, run.post_scale)
-        self.write_bias = self.joint.bias(features.write_bias, run.error)
+        self.joints = joints
+        self.write_bias = joints[0].bias(features.write_bias, run.error)
 
     @abc.abstractmethod
     def _carry(
@@ -49,8 +50,8 @@ class HeldFeatures(Sublayer):
     ) -> Reads:
         """How features at positions read, active or not, times `coefficient`."""
 
-    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
-        coefficient = self._coefficients(gradient, nodes)
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+        coefficient = self._coefficients(gradients, nodes)
         return self._reads(coefficient, self.active.pos[nodes], self.active.index[nodes])
 
     def read_of(self, pos: int, index: int) -> Reads:
@@ -58,23 +59,29 @@ class HeldFeatures(Sublayer):
         where, which = torch.tensor([[pos], [index]], device=self.error.device)
         return self._reads(self.error.new_ones(1), where, which)
 
-    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
-        downstream = self.active.dots(self.features.write, self.joint.back(gradient))
+    def step(self, gradients: Gradients, gate: Gate) -> Step:
+        downstream = self.active.dots(self.features.write, self._at_outputs(gradients))
         attribution = self.active.activation * downstream
         keep = gate(attribution)
         carried, constants = self._carry(downstream * self.active.gate * keep)
         return Step(attribution, keep, carried, constants)
 
+    def _at_outputs(self, gradients: Gradients) -> Float[Tensor, "pos target_times_d_model"]:
+        """The derivative at what the features write, all sublayers they write to side by side."""
+        parts = [joint.back(one) for joint, one in zip(self.joints, gradients, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
     def _coefficients(
-        self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
     ) -> Float[Tensor, " chosen"]:
         """u · gate of chosen features."""
-        rows, at_output = self.features.write[self.active.index[nodes]], self.joint.back(gradient)
+        rows, at_output = self.features.write[self.active.index[nodes]], self._at_outputs(gradients)
         return (rows * at_output[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]
 
-    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
-        rows, pos = self.features.write[self.active.index[nodes]], self.active.pos[nodes]
-        return self.joint.forward(self.active.activation[nodes, None] * rows, pos)
+    def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
+        which, pos = self.write_stages.index(stage), self.active.pos[nodes]
+        rows = self.features.write_to(which)[self.active.index[nodes]]
+        return self.joints[which].forward(self.active.activation[nodes, None] * rows, pos)
 
     def positions(self) -> Int[Tensor, " node"]:
         return self.active.pos

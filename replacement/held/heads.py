@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.families.family import HeadWeights
-from replacement.held.sublayer import Gate, Joint, NodeRows, Reads, Step, Sublayer
+from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import AttentionRun
 from replacement.norms import Norm
 from replacement.weights import LayerWeights
@@ -64,7 +64,7 @@ class HeldHeads(Sublayer):
 
     def __init__(self, layer: int, run: AttentionRun, weights: LayerWeights) -> None:
         assert run.mixed is not None, "heads are nodes, so their values were recorded"
-        self.layer, self.reads_at, self.writes_at = layer, 2 * layer, 2 * layer + 1
+        self.layer, self.reads_at, self.write_stages = layer, 2 * layer, (2 * layer + 1,)
         self.joint = Joint(weights.attention_writes_through, run.post_scale)
         self.run, self.heads, self.mixed = run, weights.heads, run.mixed
         self.held = HeldPatterns(run, weights.heads, weights.attention_norm)
@@ -73,16 +73,16 @@ class HeldHeads(Sublayer):
         self.output, self.error = run.output, run.error
         self.write_bias = self.joint.bias(self.heads.output_bias, self.error)
 
-    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
-        reading = self.held.reading(self.joint.back(gradient))
+    def step(self, gradients: Gradients, gate: Gate) -> Step:
+        reading = self.held.reading(self.joint.back(gradients[0]))
         attribution = (reading * self.mixed).sum(-1).flatten()
         keep = gate(attribution)
         carried, constants = self.held.carry(reading * keep.view(self.n_pos, self.n_heads, 1))
         return Step(attribution, keep, carried, constants)
 
-    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
         query, head = nodes // self.n_heads, nodes % self.n_heads
-        output, gradient = self.heads.output_of_head, self.joint.back(gradient)
+        output, gradient = self.heads.output_of_head, self.joint.back(gradients[0])
         reading = gradient.new_empty(len(nodes), output.shape[1])
         vector = gradient.new_empty(len(nodes), gradient.shape[-1])
         for number in head.unique().tolist():
@@ -93,7 +93,8 @@ class HeldHeads(Sublayer):
         constant = (reading * self.held.constant_values[head]).sum(-1) * pattern.sum(-1)
         return Reads(vector[:, None], (pattern / self.run.scale)[:, None], constant)
 
-    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
+    def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
+        assert stage == self.writes_at, "heads write to one stage"
         pos, head = nodes // self.n_heads, nodes % self.n_heads
         mixed = self.mixed[pos, head]
         output = self.heads.output_of_head
@@ -103,7 +104,7 @@ class HeldHeads(Sublayer):
         return self.joint.forward(written, pos)
 
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
-        activation = self.writes(nodes).norm(dim=-1)
+        activation = self.writes(nodes, self.writes_at).norm(dim=-1)
         kinds = ["head"] * len(nodes)
         return NodeRows(kinds, nodes // self.n_heads, nodes % self.n_heads, activation)
 

@@ -1,35 +1,49 @@
 """An MLP as features or neurons, its skip beside them."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.held.features import HeldFeatures
-from replacement.held.sublayer import Gate, NodeRows, Reads, Step
-from replacement.layer_run import MLPRun
+from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step
+from replacement.layer_run import LayerRun
 from replacement.weights import LayerWeights
 
 
 class HeldMLP(HeldFeatures):
-    """An MLP as features (or neurons), followed by one skip node a position where it has a skip."""
+    """An MLP as features (or neurons), followed by one skip node a position where it has a skip.
+
+    Features of a cross-layer transcoder write to later MLPs' outputs too, each through its joint.
+    """
 
     name, local = "mlp", True
 
-    def __init__(self, layer: int, run: MLPRun, weights: LayerWeights) -> None:
-        super().__init__(layer, run, run.active, weights.mlp, weights.mlp_writes_through)
-        self.reads_at = 2 * layer if weights.parallel else 2 * layer + 1
-        self.writes_at = 2 * layer + 2
-        self.run, self.norm = run, weights.mlp_norm
+    def __init__(
+        self, layer: int, runs: Sequence[LayerRun], weights: Sequence[LayerWeights]
+    ) -> None:
+        """`runs`, `weights`: of all layers."""
+        run, block = runs[layer].mlp, weights[layer]
+        reached = range(layer, layer + block.mlp.n_targets)
+        joints = [
+            Joint(weights[other].mlp_writes_through, runs[other].mlp.post_scale)
+            for other in reached
+        ]
+        super().__init__(layer, run, run.active, block.mlp, joints)
+        self.reads_at = 2 * layer if block.parallel else 2 * layer + 1
+        self.write_stages = tuple(2 * other + 2 for other in reached)
+        self.run, self.norm = run, block.mlp_norm
         if run.skip_output is not None:
             self.n_nodes += self.n_pos
             self.always = torch.zeros(self.n_nodes, dtype=torch.bool, device=self.error.device)
             self.always[self.n_active :] = True
 
-    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
+    def step(self, gradients: Gradients, gate: Gate) -> Step:
         if self.run.skip_output is None:
-            return super().step(gradient, gate)
+            return super().step(gradients, gate)
         assert self.features.skip is not None
-        at_output = self.joint.back(gradient)
+        at_output = self.joints[0].back(gradients[0])
         skipped = (at_output * self.run.skip_output).sum(-1)
         whole: list[Tensor] = []
 
@@ -38,7 +52,7 @@ class HeldMLP(HeldFeatures):
             whole.append(gate(whole[0]))
             return whole[1][: self.n_active]
 
-        step = super().step(gradient, of_features)
+        step = super().step(gradients, of_features)
         around = at_output @ self.features.skip
         carried = step.gradient + self._pulled(around)
         constants = step.constants + self.norm.constant(around)
@@ -54,17 +68,17 @@ class HeldMLP(HeldFeatures):
         biases = self.active.combine(self.features.read_bias[:, None], coefficient).squeeze(-1)
         return self._pulled(at_input), biases + self.norm.constant(at_input)
 
-    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
         if self.features.skip is None:
-            return super().reads(gradient, nodes)
+            return super().reads(gradients, nodes)
         is_feature = nodes < self.n_active
         index, pos = self.active.index[nodes[is_feature]], self.positions()[nodes]
-        coefficient = self._coefficients(gradient, nodes[is_feature])
-        at_output = self.joint.back(gradient)
-        vector = gradient.new_empty(len(nodes), gradient.shape[-1])
+        coefficient = self._coefficients(gradients, nodes[is_feature])
+        at_output = self.joints[0].back(gradients[0])
+        vector = at_output.new_empty(len(nodes), at_output.shape[-1])
         vector[is_feature] = coefficient[:, None] * self.features.read[index]
         vector[~is_feature] = at_output[pos[~is_feature]] @ self.features.skip
-        bias = gradient.new_zeros(len(nodes))
+        bias = at_output.new_zeros(len(nodes))
         bias[is_feature] = coefficient * self.features.read_bias[index]
         return self._local(vector, pos, bias)
 
@@ -89,14 +103,15 @@ class HeldMLP(HeldFeatures):
         factor[rows, 0, pos] = 1 / self.run.scale[pos]
         return Reads(self.norm.pull(vector)[:, None], factor, bias + self.norm.constant(vector))
 
-    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
+    def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         if self.run.skip_output is None:
-            return super().writes(nodes)
+            return super().writes(nodes, stage)
         is_feature = nodes < self.n_active
         written = self.error.new_zeros(len(nodes), self.error.shape[-1])
-        written[is_feature] = super().writes(nodes[is_feature])
-        places = nodes[~is_feature] - self.n_active
-        written[~is_feature] = self.joint.forward(self.run.skip_output[places], places)
+        written[is_feature] = super().writes(nodes[is_feature], stage)
+        if stage == self.writes_at:  # a skip goes around its own layer only
+            places = nodes[~is_feature] - self.n_active
+            written[~is_feature] = self.joints[0].forward(self.run.skip_output[places], places)
         return written
 
     def positions(self) -> Int[Tensor, " node"]:
@@ -114,7 +129,7 @@ class HeldMLP(HeldFeatures):
         index[is_feature] = self.active.index[nodes[is_feature]]
         activation = self.error.new_zeros(len(nodes))
         activation[is_feature] = self.active.activation[nodes[is_feature]]
-        activation[~is_feature] = self.writes(nodes[~is_feature]).norm(dim=-1)
+        activation[~is_feature] = self.writes(nodes[~is_feature], self.writes_at).norm(dim=-1)
         return NodeRows(kinds, self.positions()[nodes], index, activation)
 
     def find(self, kind: str, pos: int, index: int) -> int:

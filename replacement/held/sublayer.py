@@ -1,15 +1,18 @@
 """The small interface attribution runs on: carry a vector back, say what nodes read and wrote."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replacement.norms import Norm
 
+Gradients = Sequence[Float[Tensor, "pos d_model"]]
+"""The derivative of the target at every stage that a sublayer writes to."""
 Gate = Callable[[Float[Tensor, " node"]], Bool[Tensor, " node"]]
 """From the attributions of a sublayer's nodes to which of them are kept."""
 
@@ -90,8 +93,8 @@ class Sublayer(abc.ABC):
     """ "attn" or "mlp"."""
     reads_at: int
     """Stage of the residual stream it reads."""
-    writes_at: int
-    """First stage that holds what it writes; the stage before it is what it adds to."""
+    write_stages: tuple[int, ...]
+    """Stages that hold what its nodes write: its own, and for cross-layer features later ones."""
     node_kind: str
     """Kind of its nodes (a skip apart)."""
     local: bool
@@ -107,17 +110,27 @@ class Sublayer(abc.ABC):
     """What it adds at every position whatever is active."""
     error: Float[Tensor, "pos d_model"]
 
-    @abc.abstractmethod
-    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
-        """Carry the derivative at the output back to the input through the nodes `gate` keeps."""
+    @property
+    def writes_at(self) -> int:
+        """First stage that holds what it writes; the stage before it is what it adds to."""
+        return self.write_stages[0]
 
     @abc.abstractmethod
-    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
+    def step(self, gradients: Gradients, gate: Gate) -> Step:
+        """Carry the derivative at what was written back to the input through the nodes kept."""
+
+    @abc.abstractmethod
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
         """Return how `nodes` read, weighted by what they do to the target (u · gate)."""
 
     @abc.abstractmethod
-    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
-        """Return the vectors that `nodes` wrote in the run."""
+    def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
+        """Return the vectors that `nodes` added in the run at one of the `write_stages`."""
+
+    def written(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
+        """Return all that `nodes` had added to the residual stream once it reached `stage`."""
+        parts = [self.writes(nodes, own) for own in self.write_stages if own <= stage]
+        return torch.stack(parts).sum(0) if len(parts) != 1 else parts[0]
 
     @abc.abstractmethod
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:

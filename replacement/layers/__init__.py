@@ -12,6 +12,7 @@ from replacement.layers.activation import (
 )
 from replacement.layers.active import Active
 from replacement.layers.base import FeatureLayer
+from replacement.layers.cross_layer import CrossLayerTranscoder
 from replacement.layers.lorsa import Lorsa
 from replacement.layers.neurons import GatedNeurons, Neurons
 from replacement.layers.query_key import HeadNorm, HeldSide, QueryKey
@@ -24,6 +25,7 @@ __all__ = [
     "Active",
     "AttentionSAE",
     "BatchTopK",
+    "CrossLayerTranscoder",
     "FeatureLayer",
     "GatedNeurons",
     "HeadNorm",

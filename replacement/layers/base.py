@@ -25,7 +25,8 @@ class FeatureLayer:
     kind: str
     """Kind of its nodes: "feature", "neuron" or "lorsa"."""
     read: Float[Tensor, "feature d_model"]
-    write: Float[Tensor, "feature d_model"]
+    write: Float[Tensor, "feature target_times_d_model"]
+    """What features write; one vector, or one for each of the `n_targets` sublayers written to."""
     read_bias: Float[Tensor, " feature"]
     write_bias: Float[Tensor, " d_model"]
     activation: Activation
@@ -46,6 +47,16 @@ class FeatureLayer:
     def n_features(self) -> int:
         return self.read.shape[0]
 
+    @property
+    def n_targets(self) -> int:
+        """How many sublayers features write to: their own, and perhaps those after it."""
+        return 1
+
+    def write_to(self, target: int) -> Float[Tensor, "feature d_model"]:
+        """Return what features write to one of their `n_targets` sublayers, 0 being their own."""
+        width = self.read.shape[1]
+        return self.write[:, target * width : (target + 1) * width]
+
     def gate(self, pre: Float[Tensor, "pos feature"]) -> Float[Tensor, "pos feature"]:
         """Return the gates of pre-activations, which are held in attribution."""
         return self.activation.gate(pre if self.gate_scale is None else pre * self.gate_scale)
@@ -64,9 +75,20 @@ class FeatureLayer:
     def decode(
         self, active: Active, y: Float[Tensor, "pos d_model"]
     ) -> Float[Tensor, "pos d_model"]:
-        """Return the layer's reconstruction of the sublayer's output."""
-        output = active.combine(self.write, active.activation) + self.write_bias
-        return output if self.skip is None else output + y @ self.skip.T
+        """Return the layer's reconstruction of the sublayer's output.
+
+        Of a cross-layer transcoder, without what the layers before add to it.
+        """
+        return self.spread(active)[0] + self.around(y)
+
+    def spread(self, active: Active) -> Float[Tensor, "target pos d_model"]:
+        """Return what the features write to each sublayer, their own first."""
+        written = active.combine(self.write, active.activation)
+        return written.unflatten(-1, (self.n_targets, -1)).movedim(-2, 0)
+
+    def around(self, y: Float[Tensor, "pos d_model"]) -> Float[Tensor, "*pos d_model"]:
+        """Return what the layer adds to its own sublayer beside the features: bias and skip."""
+        return self.write_bias if self.skip is None else self.write_bias + y @ self.skip.T
 
     def forward(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the reconstruction from inputs of any leading axes."""
@@ -96,6 +118,7 @@ class FeatureLayer:
     def unit_decoder(self: This) -> This:
         """Return the same function with write vectors of norm 1: activations are what is written.
 
+        The norm of a cross-layer feature is that of its vectors side by side.
         Features that write nothing are left as they are.
         """
         norm = self.write.norm(dim=-1)

@@ -96,25 +96,34 @@ class FrozenGPT2:
         base = self.model.transformer
         tokens = torch.tensor(ids)
         held = Held(base.wte.weight[tokens].detach(), base.wpe.weight[: len(ids)].detach())
-        x = held.token + held.position
+        x, active = held.token + held.position, []
         with torch.no_grad():
             for number, block in enumerate(base.h):
                 y = self._normed(block.ln_1, x, held.scale)
                 held.sides.append(self._sides(number, y))
                 held.pattern.append(self._pattern(number, held.sides[-1]))
                 exact = self._mix(block, self._heads(block, y, self._own_pattern(number, y)))
-                x = self._note(held, 2 * number, x, exact, y)
+                x = self._note(held, 2 * number, x, exact, y, active)
                 y = self._normed(block.ln_2, x, held.scale)
                 exact = block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(y)))
-                x = self._note(held, 2 * number + 1, x, exact, y)
+                x = self._note(held, 2 * number + 1, x, exact, y, active)
             self._normed(base.ln_f, x, held.scale)
         return held
 
-    def _note(self, held: Held, sublayer: int, x: Tensor, exact: Tensor, y: Tensor) -> Tensor:
+    def _note(
+        self,
+        held: Held,
+        sublayer: int,
+        x: Tensor,
+        exact: Tensor,
+        y: Tensor,
+        active: list[Tensor],
+    ) -> Tensor:
         """Gates and errors of one sublayer that read `y`; returns the stream behind it."""
         pre, gate = self._read(sublayer, y, held.pattern[sublayer // 2])
         held.gate.append(gate)
-        rebuilt = self._write(sublayer, gate * pre, y)
+        active.append(gate * pre)
+        rebuilt = self._write(sublayer, active, y)
         missed = exact - rebuilt if self._layer(sublayer) is not None else torch.zeros_like(x)
         held.error.append(missed if self.errors else torch.zeros_like(x))
         return x + (exact if self.errors else rebuilt)
@@ -156,7 +165,8 @@ class FrozenGPT2:
             error = self._error(held, sublayer, share)
             skip = self._skip(sublayer, y)
             made.sublayers.append(Node(parts, error, skip))
-            x = x + self._write(sublayer, parts, y, share, skip) + error
+            active = [node.parts for node in made.sublayers]
+            x = x + self._write(sublayer, active, y, share, skip) + error
         made.stages.append(x)
         y = self._norm(base.ln_f, x, held.scale[-1], share)
         made.logits = y @ self.model.lm_head.weight.T
@@ -252,19 +262,27 @@ class FrozenGPT2:
     def _write(
         self,
         sublayer: int,
-        parts: Tensor,
+        active: Sequence[Tensor],
         y: Tensor,
         share: float = 1.0,
         skip: Tensor | None = None,
     ) -> Tensor:
+        """`active`: what the nodes of every sublayer up to this one are worth."""
         number, is_mlp = divmod(sublayer, 2)
+        parts = active[sublayer]
         block, layer = self.model.transformer.h[number], self._layer(sublayer)
         if layer is None and not is_mlp:
             return self._mix(block, parts, share)
         if layer is None:
             return parts @ block.mlp.c_proj.weight + share * block.mlp.c_proj.bias
         around = self._skip(sublayer, y) if skip is None else skip
-        written = parts @ layer.write + share * layer.write_bias
+        width = len(layer.write_bias)
+        written = parts @ layer.write[:, :width] + share * layer.write_bias
+        for below in range(1, sublayer, 2) if is_mlp else ():
+            writes = self._layer(below)
+            start = (number - below // 2) * width
+            if writes is not None and writes.write.shape[1] > start:
+                written = written + active[below] @ writes.write[:, start : start + width]
         return written if around is None else written + around
 
     def _error(self, held: Held, sublayer: int, share: float) -> Tensor:

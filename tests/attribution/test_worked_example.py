@@ -15,7 +15,7 @@ from attribution.flow import flow_edges
 from attribution.sweep import Sweep, sweep
 from replacement.edits import Removal, held_knock_outs
 from replacement.families import HeadWeights
-from replacement.held import Gate, NodeRows, Reads, Step, Sublayer
+from replacement.held import Gate, Gradients, NodeRows, Reads, Step, Sublayer
 from replacement.layers import JumpReLU, QueryKey, Transcoder
 from replacement.norms import Norm
 from replacement.recording import run_of_record
@@ -37,21 +37,21 @@ class Linear(Sublayer):
     always = write_bias = None
 
     def __init__(self, layer: int, read: list[float], write: list[float], x: float) -> None:
-        self.layer, self.reads_at, self.writes_at = layer, layer, layer + 1
+        self.layer, self.reads_at, self.write_stages = layer, layer, (layer + 1,)
         self.read, self.write = torch.tensor(read)[:, None], torch.tensor(write)[:, None]
         self.value = x * self.read[:, 0]
         self.n_nodes = len(read)
         self.output = (self.value @ self.write)[None]
         self.error = torch.zeros(1, 1)
 
-    def step(self, gradient: Float[Tensor, "pos d_model"], gate: Gate) -> Step:
-        downstream = self.write @ gradient[0]
+    def step(self, gradients: Gradients, gate: Gate) -> Step:
+        downstream = self.write @ gradients[0][0]
         keep = gate(self.value * downstream)
         back = (downstream * keep) @ self.read
         return Step(self.value * downstream, keep, back[None], torch.zeros(1))
 
-    def reads(self, gradient: Float[Tensor, "pos d_model"], nodes: Int[Tensor, " chosen"]) -> Reads:
-        downstream = self.write[nodes] @ gradient[0]
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+        downstream = self.write[nodes] @ gradients[0][0]
         count = len(nodes)
         return Reads(
             (downstream[:, None] * self.read[nodes])[:, None],
@@ -59,7 +59,8 @@ class Linear(Sublayer):
             torch.zeros(count),
         )
 
-    def writes(self, nodes: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
+    def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
+        assert stage == self.writes_at
         return self.value[nodes, None] * self.write[nodes]
 
     def positions(self) -> Int[Tensor, " node"]:

@@ -9,7 +9,8 @@ from transformers import GPT2LMHeadModel
 from benchmarks.tasks.vocabulary import make_tokenizer
 from replacement.checkpoints import save_transcoders
 from replacement.layers import Transcoder
-from tests.samples import Shape, random_gpt2, random_transcoder
+from tests.random_layers import random_transcoder
+from tests.samples import Shape, random_gpt2
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from replacement.edits import Removal, free_knock_outs, held_knock_outs
 from replacement.run import Run
 from replacement.target import Target
-from tests.hooked import Hooked, activations, hooked_pass, layers_of, measured, rebuilt
+from tests.hooked import Hooked, Place, activations, hooked_pass, layers_of, measured, rebuilt
 from tests.samples import HEADS, LEARNED, REPLACED, SHAPES, TARGETS, Case, random_gpt2, random_run
 
 EXACT = 1e-9
-CASES = [HEADS[0], LEARNED[2], LEARNED[3], LEARNED[5], *REPLACED]
+CASES = [HEADS[0], LEARNED[2], LEARNED[3], LEARNED[5], LEARNED[9], *REPLACED]
 MADE: dict[str, Callable[[Run], Target]] = {
     "scores and logits": TARGETS["scores and logits"],
     "both sides": lambda run: run.attention_score(run.weights.n_layers - 1, 1, -1, -2),
@@ -40,31 +40,36 @@ def some_nodes(run: Run) -> Iterator[Removal]:
         yield Removal("error", layer.layer, layer.name, pos, -1)
 
 
-def written_by(case: Case, seen: Hooked, run: Run, model, removal: Removal) -> Tensor:
-    """Return what a node wrote in the run, from plain weights and what hooks saw."""
+def written_by(case: Case, seen: Hooked, run: Run, model, removal: Removal) -> dict[Place, Tensor]:
+    """Return what a node wrote, by place, from plain weights and what hooks saw."""
     base, pos, index = model.transformer, removal.pos, removal.index
     if removal.kind == "token":
-        return base.wte.weight[run.token_ids[pos]]
+        return {(-1, ""): base.wte.weight[run.token_ids[pos]]}
     if removal.kind == "position":
-        return base.wpe.weight[pos]
+        return {(-1, ""): base.wpe.weight[pos]}
     place, block = (removal.layer, removal.sublayer), base.h[removal.layer]
     if removal.kind == "neuron":
-        return seen.acted[removal.layer][pos, index] * block.mlp.c_proj.weight[index]
+        return {place: seen.acted[removal.layer][pos, index] * block.mlp.c_proj.weight[index]}
     if removal.kind == "head":
-        width = model.config.n_embd // model.config.n_head
+        width = run.weights.d_model // block.attn.num_heads
         rows = slice(index * width, (index + 1) * width)
-        return seen.mixed[removal.layer][pos, rows] @ block.attn.c_proj.weight[rows]
-    layer = layers_of(case).get(place)
+        return {place: seen.mixed[removal.layer][pos, rows] @ block.attn.c_proj.weight[rows]}
+    layers = layers_of(case)
+    layer = layers.get(place)
     if removal.kind == "error" and (layer is None or not case.errors):
-        return torch.zeros(run.weights.d_model, dtype=torch.float64)
+        return {place: torch.zeros(run.weights.d_model, dtype=torch.float64)}
     assert layer is not None
     y, wrote = seen.normed[place], seen.wrote[place]
     if removal.kind == "error":
-        return (wrote - rebuilt(layer, y, wrote))[pos]
+        return {place: (wrote - rebuilt(layers, place, seen))[pos]}
     if removal.kind == "skip":
         assert layer.skip is not None
-        return layer.skip @ y[pos]
-    return activations(layer, y, wrote)[pos, index] * layer.write[index]
+        return {place: layer.skip @ y[pos]}
+    vectors = activations(layer, y, wrote)[pos, index] * layer.write[index]
+    return {
+        (removal.layer + later, removal.sublayer): vector
+        for later, vector in enumerate(vectors.split(run.weights.d_model))
+    }
 
 
 @torch.no_grad()
@@ -77,10 +82,11 @@ def test_free_knock_outs_are_what_hooks_measure(case: Case) -> None:
     removals = list(some_nodes(run))
     after = []
     for removal in removals:
-        lost = torch.zeros_like(run.token_writes)
-        lost[removal.pos] = written_by(case, before, run, model, removal)
-        place = (removal.layer, removal.sublayer)
-        after.append(hooked_pass(model, run.token_ids, layers, {place: lost}))
+        lost = {}
+        for place, vector in written_by(case, before, run, model, removal).items():
+            lost[place] = torch.zeros_like(run.token_writes)
+            lost[place][removal.pos] = vector
+        after.append(hooked_pass(model, run.token_ids, layers, lost))
     for make in MADE.values():
         target = make(run)
         assert measured(target, model, before, before) == pytest.approx(target.value, abs=EXACT)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import replacement.checkpoints.folders as folders
 from replacement.checkpoints import load_transcoders, save_transcoders
 from replacement.layers import JumpReLU, ReLU, Transcoder
-from tests.samples import KINDS, random_transcoder
+from tests.random_layers import KINDS, random_transcoder
 
 PARTS = ("read", "write", "read_bias", "write_bias")
 

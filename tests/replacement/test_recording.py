@@ -21,6 +21,7 @@ from replacement.layers.activation import SMOOTH_GATES
 from replacement.layers.active import active_from_gates
 from replacement.model import ReplacementModel
 from tests.attribution.by_hand import gate_by_hand
+from tests.random_layers import random_transcoder
 from tests.samples import (
     CASES,
     HEADS,
@@ -33,7 +34,6 @@ from tests.samples import (
     random_gpt2,
     random_ids,
     random_run,
-    random_transcoder,
 )
 
 SPARSE = [case for case in HEADS if case.mlp != "neurons"]
@@ -63,11 +63,14 @@ def test_nodes_constants_and_errors_rebuild_the_stream(case: Case) -> None:
     """Every stage = the one before + the sublayer's output + its error; output = nodes + bias."""
     run = random_run(case)
     torch.testing.assert_close(run.token_writes + run.position_writes, run.residuals[0])
-    for layer in run.sublayers:
+    for number, layer in enumerate(run.sublayers):
         after = run.residuals[layer.reads_at] + layer.output + layer.error
         torch.testing.assert_close(run.residuals[layer.writes_at], after, rtol=0, atol=1e-12)
-        written = layer.writes(torch.arange(layer.n_nodes))
-        nodes = torch.zeros_like(layer.output).index_add(0, layer.positions(), written)
+        nodes = torch.zeros_like(layer.output)
+        for writer in run.sublayers[: number + 1]:
+            if layer.writes_at in writer.write_stages:
+                written = writer.writes(torch.arange(writer.n_nodes), layer.writes_at)
+                nodes.index_add_(0, writer.positions(), written)
         assert layer.write_bias is not None
         torch.testing.assert_close(nodes + layer.write_bias, layer.output, rtol=0, atol=1e-12)
 
