@@ -10,6 +10,7 @@ import torch
 
 from replacement.checkpoints import (
     load_attention_saes,
+    load_cross_layer_transcoders,
     load_lorsa,
     load_transcoders,
     read_layers,
@@ -21,6 +22,7 @@ Layers = Sequence[Any] | None
 """One layer or None (the model's own part) per sublayer; None for the model's own everywhere."""
 LOADERS: dict[str, Callable[..., list[Any]]] = {
     "transcoders": load_transcoders,
+    "cross-layer-transcoders": load_cross_layer_transcoders,
     "lorsa": load_lorsa,
     "attention-saes": load_attention_saes,
 }
@@ -39,7 +41,7 @@ class Part:
     each: str
 
 
-MLP = Part("mlp", "neurons", ("transcoders",), (FeatureLayer,), "MLP")
+MLP = Part("mlp", "neurons", ("transcoders", "cross-layer-transcoders"), (FeatureLayer,), "MLP")
 ATTENTION = Part(
     "attention", "heads", ("lorsa", "attention-saes"), (Lorsa, AttentionSAE), "attention layer"
 )

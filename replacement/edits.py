@@ -193,7 +193,7 @@ def _measured_feature(
 ) -> Float[Tensor, " batch"]:
     if term.sublayer != "attn":
         here = stream[:, term.pos]
-        y = block.mlp_norm.apply(here, block.mlp_norm.scale(here))
+        y = block.mlp_reads_through.apply(here, block.mlp_reads_through.scale(here))
         return block.mlp.pre_activation(y, term.index)
     y = block.attention_norm.apply(stream, block.attention_norm.scale(stream))
     if isinstance(block.attention, Lorsa):

@@ -53,7 +53,9 @@ def _pre_activation(run: Any, held: HeldFeatures, pos: int, number: int) -> floa
     """What the layer computed, by the layer's own arithmetic."""
     block, stream = run.weights.layers[held.layer], run.residuals[held.reads_at]
     if held.name == "mlp":
-        y = block.mlp_norm.apply(stream[pos, None], run.layers[held.layer].mlp.scale[pos, None])
+        y = block.mlp_reads_through.apply(
+            stream[pos, None], run.layers[held.layer].mlp.scale[pos, None]
+        )
         return float(block.mlp.pre_activation(y, number))
     attention = run.layers[held.layer].attention
     if isinstance(block.attention, Lorsa):

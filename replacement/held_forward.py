@@ -85,7 +85,7 @@ def _of_mlp(
 ) -> Float[Tensor, "batch pos target_times_d_model"]:
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].mlp
     active, features = recorded.active, block.mlp
-    y = block.mlp_norm.apply(stream, recorded.scale)
+    y = block.mlp_reads_through.apply(stream, recorded.scale)
     is_feature = knocked.node < len(active)
     of_features = Knocked(knocked.batch[is_feature], knocked.node[is_feature])
     kept = kept[: len(active)]

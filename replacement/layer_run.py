@@ -32,6 +32,7 @@ class MLPRun:
     """One MLP, read as features or neurons."""
 
     scale: Float[Tensor, " pos"]
+    """Denominators of the norm before it; 1 where features read the stream before that norm."""
     active: Active
     skip_output: Float[Tensor, "pos d_model"] | None
     output: Float[Tensor, "pos d_model"]

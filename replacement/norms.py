@@ -45,3 +45,14 @@ class Norm:
     def constant(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
         """Return what `reads` get from the norm's bias: the part no node wrote."""
         return reads.new_zeros(reads.shape[:-1]) if self.bias is None else reads @ self.bias
+
+
+class NoNorm(Norm):
+    """What reads the residual stream as it is: a scale of 1, and nothing changed."""
+
+    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """Return 1 at every position."""
+        return x.new_ones(x.shape[:-1])
+
+
+NO_NORM = NoNorm(gain=None, bias=None, eps=0.0, centred=False)

@@ -104,8 +104,8 @@ def _mlp_run(
     errors: bool,
 ) -> MLPRun:
     """`arriving`: what features write to this MLP's output and to those after it, added to."""
-    scale = block.mlp_norm.scale(stream)
-    y = block.mlp_norm.apply(stream, scale)
+    scale = block.mlp_reads_through.scale(stream)
+    y = block.mlp_reads_through.apply(stream, scale)
     active = block.mlp.encode(y)
     if block.mlp.exact:
         raw = layer.mlp_raw
@@ -177,7 +177,7 @@ def _of_stream(layer: Lorsa, norm: Norm, post: Norm | None, stream: Tensor, _raw
 def _of_mlp(
     number: int, block: LayerWeights, arriving: dict[int, Tensor], stream: Tensor, _raw: Tensor
 ) -> Tensor:
-    y = block.mlp_norm.apply(stream, block.mlp_norm.scale(stream)).flatten(0, -2)
+    y = block.mlp_reads_through.apply(stream, block.mlp_reads_through.scale(stream)).flatten(0, -2)
     spread = block.mlp.spread(block.mlp.encode(y))
     for target, written in enumerate(spread, start=number):
         arriving[target] = arriving[target] + written if target in arriving else written

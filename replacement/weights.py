@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from replacement.families import Family, HeadWeights, family_of
 from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, QueryKey
-from replacement.norms import Norm
+from replacement.norms import NO_NORM, Norm
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class LayerWeights:
         """The norm after attention, unless the layer was trained on what comes out of it."""
         after = self.attention is not None and self.attention.after_post_norm
         return None if after else self.attention_post_norm
+
+    @property
+    def mlp_reads_through(self) -> Norm:
+        """The norm before the MLP, unless the layer was trained on what enters it."""
+        return NO_NORM if self.mlp.reads_stream else self.mlp_norm
 
     @property
     def mlp_writes_through(self) -> Norm | None:

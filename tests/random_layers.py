@@ -3,6 +3,7 @@
 Every bias and gain is random too, so that one that is forgotten somewhere shows.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -115,16 +116,19 @@ def random_mlp(
 ) -> FeatureLayer | None:
     """Return what an MLP with `n_later` ones above it is read through.
 
-    `name`: "neurons", one of `KINDS`, or "cross " and one of them.
+    `name`: "neurons", or one of `KINDS`, before it "cross " for a cross-layer transcoder and
+    "stream " for one that reads the stream before the norm.
     """
     if name == "neurons":
         return None
-    kind = name.removeprefix("cross ")
-    if kind == name:
-        return random_transcoder(kind, d_model, skip=skip, seed=seed, dtype=dtype)
-    return random_cross_layer(
-        kind, d_model, n_targets=n_later + 1, skip=skip, seed=seed, dtype=dtype
-    )
+    kind = name.removeprefix("stream ").removeprefix("cross ")
+    if "cross " in name:
+        layer = random_cross_layer(
+            kind, d_model, n_targets=n_later + 1, skip=skip, seed=seed, dtype=dtype
+        )
+    else:
+        layer = random_transcoder(kind, d_model, skip=skip, seed=seed, dtype=dtype)
+    return dataclasses.replace(layer, reads_stream=name.startswith("stream "))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Case:
 
     shape: str
     mlp: str
-    """ "neurons", one of `KINDS`, or "cross " and one of them for a cross-layer transcoder."""
+    """What `random_mlp` takes."""
     skip: bool = False
     seed: int = 0
     attention: str = "heads"
@@ -129,6 +129,11 @@ LEARNED = [
     Case("deep", "cross relu | cross topk | batchtopk", attention="heads | sae", seed=10),
 ]
 """Attention, or some of it, is read through learned layers, or MLPs are across layers."""
+STREAM = [
+    Case("two layers", "stream topk", skip=True, seed=11),
+    Case("deep", "stream cross relu", skip=True, attention="lorsa | heads", seed=12),
+]
+"""Transcoders that read the residual stream before the norm."""
 REPLACED = [
     Case("two layers", "topk", skip=True, attention="lorsa rotary | lorsa window", errors=False),
     Case("deep", "relu", attention="lorsa grouped | heads", errors=False, seed=1),
@@ -136,7 +141,7 @@ REPLACED = [
     Case("deep", "cross topk", skip=True, attention="heads | lorsa rotary", errors=False, seed=3),
 ]
 """Replacement runs: no errors, the layers stand in for what they replace."""
-CASES = [*HEADS, *LEARNED, *REPLACED]
+CASES = [*HEADS, *LEARNED, *STREAM, *REPLACED]
 
 
 def mlps_of(case: Case, dtype: torch.dtype = torch.float64) -> list[FeatureLayer | None] | None:

@@ -5,9 +5,11 @@ from replacement.checkpoints.folders import kind_of
 from replacement.checkpoints.openmoss import load_openmoss_lorsa, save_openmoss_lorsa
 from replacement.checkpoints.ours import (
     load_attention_saes,
+    load_cross_layer_transcoders,
     load_lorsa,
     load_transcoders,
     save_attention_saes,
+    save_cross_layer_transcoders,
     save_lorsa,
     save_transcoders,
 )
@@ -15,11 +17,13 @@ from replacement.checkpoints.ours import (
 __all__ = [
     "kind_of",
     "load_attention_saes",
+    "load_cross_layer_transcoders",
     "load_lorsa",
     "load_openmoss_lorsa",
     "load_transcoders",
     "read_layers",
     "save_attention_saes",
+    "save_cross_layer_transcoders",
     "save_lorsa",
     "save_openmoss_lorsa",
     "save_transcoders",

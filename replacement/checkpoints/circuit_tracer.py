@@ -2,6 +2,10 @@
 
     a = act(x @ W_enc.T + b_enc)        output = a @ W_dec + b_dec (+ x @ W_skip.T)
 
+A `cross_layer_transcoder` has `W_enc_{i}.safetensors` (W_enc_i, b_enc_i, b_dec_i, threshold_i) and
+`W_dec_{i}.safetensors` (W_dec_i: a row for the output of layer i and of every later one), or lists
+Gemma Scope 2's files, each with rows for all layers and a skip applied as `x @ skip`.
+
 `feature_input_hook` and `feature_output_hook` name x and the output, after `blocks.L.`. With one
 threshold a feature it is JumpReLU, with `activation: topk` and `k` TopK, else ReLU. Negative values
 among the k largest, which circuit-tracer keeps, are dropped; there are none while k features are
@@ -9,6 +13,7 @@ positive. `transcoders` may list other files, of this format or of Gemma Scope's
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from replacement.checkpoints.dictionaries import (
     Wanted,
     activation_of,
     converted,
+    cross_layer,
     dictionary,
     in_model_units,
     placed,
@@ -29,6 +35,7 @@ from replacement.checkpoints.places import Place
 
 CONFIG = "config.yaml"
 HOOKS = ("feature_input_hook", "feature_output_hook")
+ACROSS = "cross_layer_transcoder"
 THRESHOLD = "activation_function.threshold"
 REQUIRED = {
     "W_enc": "feature d_model",
@@ -37,16 +44,20 @@ REQUIRED = {
     "b_dec": "d_model",
 }
 OPTIONAL = {THRESHOLD: "feature", "W_skip": "d_model d_model"}
+REQUIRED_ACROSS = {**REQUIRED, "W_dec": "feature target d_model"}
 
 
 def read_circuit_tracer(folder: Path, wanted: Wanted) -> list[Dictionary]:
-    """Return the transcoders of a folder, first layer first."""
+    """Return the transcoders of a folder, or the parts of a cross-layer one, first layer first."""
     path = folder / CONFIG
     config = _settings(path)
+    across = config["model_kind"] == ACROSS
     layers: list[Dictionary] = []
-    for number, file in enumerate(_files(folder, config)):
+    files = _files(folder, config)
+    for number, file in enumerate(files):
         places = placed(path, HOOKS, _hooks(config, number), wanted)
-        layers.append(_layer(path, config, file, places, wanted))
+        read = partial(_across, number=number, n_layers=len(files)) if across else _layer
+        layers.append(read(path, config, file, places, wanted))
         if layers[-1].read.shape[1] != layers[0].read.shape[1]:
             raise ValueError(
                 f"{file}: reads vectors of {layers[-1].read.shape[1]}, those before of "
@@ -64,15 +75,10 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds no settings by name. Copy the folder again.")
     kind = config.get("model_kind")
-    if kind == "cross_layer_transcoder":
+    if kind not in ("transcoder_set", ACROSS):
         raise ValueError(
-            f"{path}: a cross-layer transcoder of circuit-tracer, which is not read yet. Sets of "
-            "one transcoder a layer (model_kind: transcoder_set) are."
-        )
-    if kind != "transcoder_set":
-        raise ValueError(
-            f"{path}: model_kind is {kind!r}; transcoder_set is read here. Correct it if it is "
-            "misspelt."
+            f"{path}: model_kind is {kind!r}; transcoder_set and {ACROSS} are read here. Correct "
+            "it if it is misspelt."
         )
     return config
 
@@ -87,11 +93,14 @@ def _hooks(config: dict[str, Any], number: int) -> tuple[object, object]:
 def _files(folder: Path, config: dict[str, Any]) -> Sequence[Path]:
     listed = config.get("transcoders")
     if listed is not None:
-        return _listed(folder, listed)
-    held = {file.name for file in folder.glob("layer_*.safetensors")}
-    names = [f"layer_{number}.safetensors" for number in range(len(held))]
+        files = _listed(folder, listed)
+        repeated = config["model_kind"] == ACROSS and files[-2:-1] == files[-1:]
+        return files[:-1] if repeated else files  # as published sets of Gemma Scope 2 list them
+    stem = "W_enc" if config["model_kind"] == ACROSS else "layer"
+    held = {file.name for file in folder.glob(f"{stem}_*.safetensors")}
+    names = [f"{stem}_{number}.safetensors" for number in range(len(held))]
     if not held or held != set(names):
-        missing = [name for name in names if name not in held] or ["layer_0.safetensors"]
+        missing = [name for name in names if name not in held] or [f"{stem}_0.safetensors"]
         raise ValueError(
             f"{folder}: {', '.join(missing)} missing (found: {', '.join(sorted(held)) or 'none'}). "
             "A set has one file for each layer from 0 on. Copy the folder again."
@@ -144,3 +153,45 @@ def _layer(
             ),
         }
     return in_model_units(path, dictionary(path, places, parts), places[0], wanted)
+
+
+def _across(
+    path: Path,
+    config: dict[str, Any],
+    file: Path,
+    places: tuple[Place, Place],
+    wanted: Wanted,
+    *,
+    number: int,
+    n_layers: int,
+) -> Dictionary:
+    """One layer of a cross-layer transcoder, which writes to the `n_layers - number` from it on."""
+    tensors = read_tensors(file, wanted.device)
+    if "w_enc" in tensors:
+        parts = scope_parts(file, tensors, wanted, n_layers=n_layers)
+        parts["write"] = parts["write"][:, number:]
+    else:
+        decoder = file.with_name(f"W_dec_{number}.safetensors")
+        if not decoder.is_file():
+            raise FileNotFoundError(f"{decoder}: missing beside {file.name}. Copy it again.")
+        tensors |= read_tensors(decoder, wanted.device)
+        named = {name.removesuffix(f"_{number}"): tensor for name, tensor in tensors.items()}
+        sizes = {"target": n_layers - number}
+        check_tensors(file, named, REQUIRED_ACROSS, {"threshold": "feature"}, sizes)
+        held = converted(named, wanted.dtype)
+        name = config.get("activation") or ("jumprelu" if "threshold" in held else "relu")
+        parts = {
+            "read": held["W_enc"],
+            "write": held["W_dec"],
+            "read_bias": held["b_enc"],
+            "write_bias": held["b_dec"],
+            "activation": activation_of(
+                f"{path} with {file.name}",
+                name,
+                wanted,
+                k=config.get("k"),
+                thresholds=held.get("threshold"),
+            ),
+        }
+    parts["write"] = parts["write"].flatten(1)
+    return in_model_units(path, cross_layer(path, places, parts), places[0], wanted)

@@ -17,14 +17,15 @@ from replacement.checkpoints.gemma_scope import read_gemma_scope, read_gemma_sco
 from replacement.checkpoints.layouts import LAYOUTS, Kind
 from replacement.checkpoints.llama_scope import read_llama_scope
 from replacement.checkpoints.openmoss import load_openmoss_lorsa
+from replacement.checkpoints.openmoss.across import read_openmoss_across
 from replacement.checkpoints.openmoss.dictionaries import HOOKS, read_openmoss
 from replacement.checkpoints.openmoss.settings import layer_number
 from replacement.checkpoints.saelens import read_saelens
 from replacement.checkpoints.sparsify import read_sparsify
-from replacement.layers import AttentionSAE, Lorsa, Transcoder
+from replacement.layers import AttentionSAE, CrossLayerTranscoder, Lorsa, Transcoder
 from replacement.norms import Norm
 
-AnyLayer = Transcoder | AttentionSAE | Lorsa
+AnyLayer = Transcoder | CrossLayerTranscoder | AttentionSAE | Lorsa
 KINDS: dict[type, Kind] = {layout.layer: kind for kind, layout in LAYOUTS.items()}
 DEPTH = 5
 """How many folders deep layers are looked for."""
@@ -56,8 +57,9 @@ def _openmoss(folder: Path, wanted: Wanted) -> tuple[int, AnyLayer]:
         return read_openmoss(folder, wanted)
     if kind != "lorsa":
         raise ValueError(
-            f"{path}: sae_type is {kind!r} of OpenMOSS, which is not read yet. Known: sae (SAEs "
-            "of attention's output, and transcoders), lorsa."
+            f"{path}: sae_type is {kind!r} of OpenMOSS, which no layer here does the same as. "
+            "Known: sae (SAEs of attention's output, and transcoders), lorsa, and clt in a folder "
+            "of its own."
         )
     number = layer_number(path, config)
     placed(path, HOOKS, (config["hook_point_in"], config["hook_point_out"]), wanted)
@@ -99,7 +101,7 @@ def read_layers(
     dtype: torch.dtype = torch.float32,
     n_layers: int | None = None,
 ) -> tuple[Kind, list[Any]]:
-    """Return the kind of layers in a folder ("transcoders", "lorsa" or "attention-saes") and them.
+    """Return the kind of layers in a folder, as our own config.json names it, and them.
 
     One per layer of the model, in its units, None where there is none. The format is recognised
     from what is in the folder, or in folders inside it with one layer each; no code in it is run.
@@ -137,6 +139,8 @@ def read_layers(
     found: dict[int, AnyLayer]
     if (folder / "config.yaml").is_file():
         found = dict(enumerate(read_circuit_tracer(folder, wanted)))
+    elif _entry(folder, "sae_type") == "clt":
+        found = dict(enumerate(read_openmoss_across(folder, wanted)))
     elif str(_entry(folder, "format")).startswith(FORMAT):
         if threshold is not None or hooks is not None:
             raise ValueError(
@@ -235,8 +239,8 @@ def _unknown(folder: Path) -> ValueError:
         held = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
         if any(folder.glob("W_enc_*.safetensors")):
             return ValueError(
-                f"{folder}: a cross-layer transcoder of circuit-tracer (found: {held}), which is "
-                "not read yet. Sets of one transcoder a layer are."
+                f"{folder}: a cross-layer transcoder of circuit-tracer without its config.yaml "
+                f"(found: {held}), which says what it reads. Copy it too."
             )
         if any(folder.glob("layer_*.safetensors")):
             return ValueError(

@@ -19,6 +19,7 @@ from replacement.layers import (
     Activation,
     AttentionSAE,
     BatchTopK,
+    CrossLayerTranscoder,
     JumpReLU,
     ReLU,
     TopK,
@@ -26,7 +27,7 @@ from replacement.layers import (
 )
 from replacement.norms import Norm
 
-Dictionary = Transcoder | AttentionSAE
+Dictionary = Transcoder | CrossLayerTranscoder | AttentionSAE
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def dictionary(
     sublayer = sublayer_of(where, *places)
     after = places[1].point.endswith("added")
     if sublayer == "mlp":
-        return Transcoder(**parts, after_post_norm=after)
+        stream = places[0].point == "mlp stream"
+        return Transcoder(**parts, after_post_norm=after, reads_stream=stream)
     if parts.get("skip") is not None:
         raise ValueError(
             f"{where}: an SAE of attention's output with a skip connection, which would copy what "
@@ -140,6 +142,22 @@ def dictionary(
         )
     kept = {name: part for name, part in parts.items() if name != "skip"}
     return AttentionSAE(**kept, after_post_norm=after)
+
+
+def cross_layer(
+    where: object, places: tuple[Place, Place], parts: Mapping[str, Any]
+) -> CrossLayerTranscoder:
+    """Return one layer of a cross-layer transcoder; raises ValueError unless it is of an MLP."""
+    if sublayer_of(where, *places) != "mlp":
+        raise ValueError(
+            f"{where}: a cross-layer transcoder that reads {places[0].hook}; MLPs alone have them. "
+            "Correct the hooks."
+        )
+    return CrossLayerTranscoder(
+        **parts,
+        after_post_norm=places[1].point.endswith("added"),
+        reads_stream=places[0].point == "mlp stream",
+    )
 
 
 def subtracting(layer: Dictionary, shift: Float[Tensor, " d_model"]) -> Dictionary:

@@ -56,6 +56,11 @@ def read_dunefsky(path: Path, wanted: Wanted) -> tuple[int, Dictionary]:
         )
     reads, writes = (config.get(name) for name in HOOKS)
     places = placed(path, HOOKS, (reads, writes), wanted)
+    if places[0].point != "mlp norm":
+        raise ValueError(
+            f"{path}: hook_point is {reads}; in models as these were trained on the stream is "
+            "centred, which the model's own is not, so only ln2.hook_normalized can be read."
+        )
     for name in ("hook_point_layer", "out_hook_point_layer"):
         if config.get(name, places[0].layer) != places[0].layer:
             raise ValueError(

@@ -31,8 +31,9 @@ FORMAT = "linear-circuits "
 VERSION = 2
 READABLE = (1, 2)
 CONFIG = "config.json"
-AFTER = "after_post_norm"
-"""Listed where a layer reproduces what comes out of a norm after the sublayer."""
+FLAGS = ("after_post_norm", "reads_stream")
+"""Listed where one is true of a layer: what it reproduces comes out of a norm after the sublayer;
+what it reads is the residual stream before the norm."""
 
 
 def save_folder(
@@ -61,9 +62,10 @@ def save_folder(
         **{name: [None] * len(layers) for name in layout.settings},
         **layout.hooks,
     }
-    after = [layer is not None and layer.after_post_norm for layer in layers]
-    if any(after):
-        config[AFTER] = after
+    for flag in FLAGS:
+        listed = [layer is not None and getattr(layer, flag) for layer in layers]
+        if any(listed):
+            config[flag] = listed
     with replaced_whole(folder, last=CONFIG) as unfinished:
         for number, layer in enumerate(layers):
             if layer is None:
@@ -122,7 +124,8 @@ def load_folder(
         }
         where = f"{path.parent / CONFIG} with {path.name}"
         layer: Any = _rebuilt(layout, where, converted, settings)
-        layers.append(dataclasses.replace(layer, after_post_norm=config[AFTER][number]))
+        set_ones = {flag: True for flag in FLAGS if config[flag][number]}
+        layers.append(dataclasses.replace(layer, **set_ones))
     return layers
 
 
@@ -175,9 +178,13 @@ def _config_of(layout: Layout, folder: Path) -> dict[str, Any]:
                 f'{path}: "{name}" must list the settings of every one of the '
                 f'{config["n_layers"]} layers that "n_layers" promises, null for absent ones.'
             )
-    after = config.setdefault(AFTER, [False] * config["n_layers"])
-    if not isinstance(after, list) or [type(one) for one in after] != [bool] * config["n_layers"]:
-        raise ValueError(f'{path}: "{AFTER}" must list true or false for every layer.')
+    for flag in FLAGS:
+        listed, every = config.setdefault(flag, [False] * config["n_layers"]), [bool]
+        known = isinstance(listed, list) and [type(one) for one in listed]
+        if known != every * config["n_layers"]:
+            raise ValueError(f'{path}: "{flag}" must list true or false for every layer.')
+        if any(listed) and flag not in {field.name for field in dataclasses.fields(layout.layer)}:
+            raise ValueError(f'{path}: "{flag}" is not for {layout.kind}; take it out.')
     return config
 
 

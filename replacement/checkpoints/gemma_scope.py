@@ -85,11 +85,19 @@ def read_gemma_scope_2(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
     return places[0].layer, in_model_units(path, layer, places[0], wanted)
 
 
-def scope_parts(path: Path, tensors: dict[str, Tensor], wanted: Wanted) -> dict[str, Any]:
-    """Return the fields of a layer from the tensors of either Gemma Scope, checked."""
+def scope_parts(
+    path: Path, tensors: dict[str, Tensor], wanted: Wanted, *, n_layers: int | None = None
+) -> dict[str, Any]:
+    """Return the fields of a layer from the tensors of either Gemma Scope, checked.
+
+    `n_layers`: of a cross-layer transcoder, whose W_dec has a row for every layer.
+    """
     # the second writes w_enc and w_dec, the first W_enc and W_dec
     capital = {re.sub(r"^w_", "W_", name): tensor for name, tensor in tensors.items()}
-    check_tensors(path, capital, REQUIRED, {SKIP: "d_model d_model"}, {})
+    required, sizes = dict(REQUIRED), {}
+    if n_layers is not None:
+        required["W_dec"], sizes = "feature layer d_model", {"layer": n_layers}
+    check_tensors(path, capital, required, {SKIP: "d_model d_model"}, sizes)
     on_device = {name: tensor.to(wanted.device) for name, tensor in capital.items()}
     held = converted(on_device, wanted.dtype, transposed=("W_enc", SKIP))
     return {

@@ -18,6 +18,7 @@ from replacement.checkpoints.query_keys import (
 )
 from replacement.layers import (
     AttentionSAE,
+    CrossLayerTranscoder,
     FeatureLayer,
     JumpReLU,
     Lorsa,
@@ -25,7 +26,7 @@ from replacement.layers import (
     activation_from_settings,
 )
 
-Kind = Literal["transcoders", "lorsa", "attention-saes"]
+Kind = Literal["transcoders", "cross-layer-transcoders", "lorsa", "attention-saes"]
 Layer = TypeVar("Layer", bound=FeatureLayer)
 SHARED = {
     "read_bias": "feature",
@@ -68,6 +69,18 @@ TRANSCODERS = Layout(
     required=SHARED,
     optional={**OPTIONAL, "skip": "d_model d_model"},
 )
+CROSS_LAYER_TRANSCODERS = Layout(
+    kind="cross-layer-transcoders",
+    layer=CrossLayerTranscoder,
+    argument="mlp",
+    instead="neurons",
+    hooks={
+        "input": "normed MLP input, gain and bias included",
+        "output": "outputs of this MLP and of those after it, side by side",
+    },
+    required={**SHARED, "write": "feature target_times_d_model"},
+    optional={**OPTIONAL, "skip": "d_model d_model"},
+)
 ATTENTION_SAES = Layout(
     kind="attention-saes",
     layer=AttentionSAE,
@@ -88,7 +101,7 @@ LORSA = Layout(
     settings=("activation", "query_key"),
 )
 LAYOUTS: dict[Kind, Layout] = {
-    layout.kind: layout for layout in (TRANSCODERS, ATTENTION_SAES, LORSA)
+    layout.kind: layout for layout in (TRANSCODERS, CROSS_LAYER_TRANSCODERS, ATTENTION_SAES, LORSA)
 }
 
 

@@ -1,11 +1,12 @@
 """Our own folders of layers: `config.json` and one `layer_{i}.safetensors` per layer.
 
-config.json names the kind ("format": "linear-circuits transcoders", "… lorsa" or
-"… attention-saes"), the version, `n_layers` and `d_model`, and lists the activation of every layer
-(for Lorsa also "query_key": scale, window, q/k norm, rotary), null where a layer is absent: a set
-may cover some layers only. A layer holds, in any float type (axes: `layouts.py` and
+config.json names the kind ("format": "linear-circuits transcoders", "… cross-layer-transcoders",
+"… lorsa" or "… attention-saes"), the version, `n_layers` and `d_model`, and lists the activation of
+every layer (for Lorsa also "query_key": scale, window, q/k norm, rotary), null where a layer is
+absent: a set may cover some layers only. A layer holds, in any float type (axes: `layouts.py` and
 `query_keys.py` here): `read`, `write`, `read_bias`, `write_bias`, optionally `threshold`
-(JumpReLU) and `gate_scale`; transcoders optionally `skip`; Lorsa also `query` and `key`, optionally
+(JumpReLU) and `gate_scale`; transcoders optionally `skip` (of a cross-layer one `write` holds
+what goes to this MLP and to those after it side by side); Lorsa also `query` and `key`, optionally
 their biases, gains of q/k norm, and rotary's `inverse_frequency`. Transcoders and Lorsa read the
 sublayer's normed input (gain and bias included), SAEs what attention wrote; all reproduce what the
 sublayer adds to the residual stream. Version 1 is the same without absent layers and `gate_scale`.
@@ -17,8 +18,13 @@ from pathlib import Path
 import torch
 
 from replacement.checkpoints.folders import load_folder, save_folder
-from replacement.checkpoints.layouts import ATTENTION_SAES, LORSA, TRANSCODERS
-from replacement.layers import AttentionSAE, Lorsa, Transcoder
+from replacement.checkpoints.layouts import (
+    ATTENTION_SAES,
+    CROSS_LAYER_TRANSCODERS,
+    LORSA,
+    TRANSCODERS,
+)
+from replacement.layers import AttentionSAE, CrossLayerTranscoder, Lorsa, Transcoder
 
 
 def save_transcoders(
@@ -29,6 +35,19 @@ def save_transcoders(
     Raises ValueError for no layers, and for values that `dtype` cannot hold.
     """
     save_folder(TRANSCODERS, layers, Path(folder), dtype)
+
+
+def save_cross_layer_transcoders(
+    layers: Sequence[CrossLayerTranscoder | None],
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a cross-layer transcoder, one part per layer, to `folder`: all or nothing.
+
+    Raises ValueError for no layers, and for values that `dtype` cannot hold.
+    """
+    save_folder(CROSS_LAYER_TRANSCODERS, layers, Path(folder), dtype)
 
 
 def save_lorsa(
@@ -63,6 +82,16 @@ def load_transcoders(
     does not fit: both say what was found and what was looked for.
     """
     return load_folder(TRANSCODERS, Path(folder), device, dtype)
+
+
+def load_cross_layer_transcoders(
+    folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[CrossLayerTranscoder | None]:
+    """Return the cross-layer transcoder of `folder`, one part per layer (None: absent).
+
+    Raises what `load_transcoders` does.
+    """
+    return load_folder(CROSS_LAYER_TRANSCODERS, Path(folder), device, dtype)
 
 
 def load_lorsa(

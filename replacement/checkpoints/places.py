@@ -9,6 +9,9 @@ from typing import Literal
 
 Point = Literal[
     "residual",
+    "mlp stream",
+    "mlp stream or input",
+    "residual after",
     "attention input",
     "attention norm",
     "heads",
@@ -20,7 +23,10 @@ Point = Literal[
     "mlp added",
 ]
 POINTS: dict[Point, str] = {
-    "residual": "the residual stream",
+    "residual": "the residual stream entering the layer",
+    "mlp stream": "the residual stream between attention and MLP",
+    "mlp stream or input": "the MLP's input, before its norm or after it",
+    "residual after": "the residual stream leaving the layer",
     "attention input": "attention's normed input, gain and bias included",
     "attention norm": "TransformerLens' normalized input of attention",
     "heads": "what the heads mix, before W_O",
@@ -33,10 +39,10 @@ POINTS: dict[Point, str] = {
 }
 TRANSFORMER_LENS: dict[str, Point] = {
     "hook_resid_pre": "residual",
-    "hook_resid_mid": "residual",
-    "hook_resid_post": "residual",
+    "hook_resid_mid": "mlp stream",
+    "hook_resid_post": "residual after",
     "hook_attn_in": "residual",
-    "hook_mlp_in": "residual",
+    "hook_mlp_in": "mlp stream or input",
     "ln1.hook_normalized": "attention norm",
     "attn.hook_z": "heads",
     "hook_attn_out": "attention added",
@@ -50,7 +56,7 @@ TRANSFORMER_LENS: dict[str, Point] = {
 `hook_attn_out` and `hook_mlp_out` come after a norm that follows the sublayer (Gemma-2, Gemma-3).
 """
 HUGGING_FACE: dict[str, Point] = {
-    "output": "residual",
+    "output": "residual after",
     "self_attn.o_proj.input": "heads",
     "self_attn.o_proj.output": "attention written",
     "self_attn.output": "attention written",
@@ -60,6 +66,8 @@ HUGGING_FACE: dict[str, Point] = {
     "post_feedforward_layernorm.output": "mlp added",
 }
 """Names after `model.layers.L.`, as Gemma Scope 2 gives them."""
+STREAM = ("residual", "mlp stream", "residual after")
+MLP_INPUTS = ("mlp input", "mlp norm", "mlp stream")
 FORMS = (
     (re.compile(r"blocks\.(\d+)\.(.+)"), TRANSFORMER_LENS),
     (re.compile(r"(?:\w+\.)*layers\.(\d+)\.(.+)"), HUGGING_FACE),
@@ -108,13 +116,13 @@ def sublayer_of(where: object, reads: Place, writes: Place) -> Literal["mlp", "a
         raise ValueError(
             f"{given}: two layers. A dictionary stands in for one sublayer; correct the hooks."
         )
-    if writes.point in ("mlp written", "mlp added") and reads.point in ("mlp input", "mlp norm"):
+    if writes.point in ("mlp written", "mlp added") and reads.point in MLP_INPUTS:
         return "mlp"
     if reads.point == writes.point and reads.point in ("attention written", "attention added"):
         return "attention"
     raise ValueError(
-        f"{given}. {_reason(reads, writes)} What can be read: transcoders from an MLP's normed "
-        "input to its output, and SAEs of attention's output."
+        f"{given}. {_reason(reads, writes)} What can be read: transcoders from an MLP's input "
+        "(normed, or the stream before its norm) to its output, and SAEs of attention's output."
     )
 
 
@@ -124,12 +132,12 @@ def _reason(reads: Place, writes: Place) -> str:
             "An SAE of the heads' outputs before W_O has no layer here: its features are not "
             "functions of what attention writes."
         )
-    if reads.point == "residual" and writes.point == "residual":
+    if reads.point == writes.point and reads.point in STREAM:
         return "SAEs of the residual stream are not read yet."
-    if reads.point == "residual":
+    if reads.point == "mlp stream or input":
         return (
-            "Its features read the stream before the norm, whose denominator changes from token to "
-            "token, so no layer that reads the normed input does the same."
+            "TransformerLens means the stream before the norm by it, tables of SAELens the normed "
+            "input: hook_resid_mid is the one, mlp.hook_in the other."
         )
     if reads.point in ("mlp written", "mlp added"):
         return "An SAE of an MLP's output reads what the MLP wrote, not what it reads."

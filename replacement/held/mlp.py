@@ -33,7 +33,7 @@ class HeldMLP(HeldFeatures):
         super().__init__(layer, run, run.active, block.mlp, joints)
         self.reads_at = 2 * layer if block.parallel else 2 * layer + 1
         self.write_stages = tuple(2 * other + 2 for other in reached)
-        self.run, self.norm = run, block.mlp_norm
+        self.run, self.norm = run, block.mlp_reads_through
         if run.skip_output is not None:
             self.n_nodes += self.n_pos
             self.always = torch.zeros(self.n_nodes, dtype=torch.bool, device=self.error.device)

@@ -16,8 +16,9 @@ This = TypeVar("This", bound="FeatureLayer")
 class FeatureLayer:
     """A sublayer read as features: `a = gate · (read · y + read_bias)` writes `a · write`.
 
-    `y` is what the features read: the normed input of an MLP, gain and bias included, or (for an
-    attention-output SAE) what attention wrote. The output is `sum_f a_f write_f + write_bias
+    `y` is what the features read: the normed input of an MLP, gain and bias included (or, with
+    `reads_stream`, the residual stream before that norm), or, for an attention-output SAE, what
+    attention wrote. The output is `sum_f a_f write_f + write_bias
     (+ skip @ y)`; what it misses of the sublayer is the error. `Lorsa` mixes `read_f · y` over
     positions first. Final classes list these fields; the arithmetic is the same for all.
     """
@@ -40,6 +41,8 @@ class FeatureLayer:
     """
     after_post_norm: bool = False
     """In blocks with a norm after the sublayer: True if trained on what comes out of that norm."""
+    reads_stream: bool = False
+    """True if features read the residual stream itself, before the norm in front of the MLP."""
     skip: Float[Tensor, "d_model d_model"] | None
     """Linear path around the features, applied as `y @ skip.T`; None where there is none."""
 

@@ -1,5 +1,6 @@
 """Cross-layer transcoders: features of one MLP that write to its output and to later MLPs'."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -35,9 +36,21 @@ class CrossLayerTranscoder(FeatureLayer):
     skip: Float[Tensor, "d_model d_model"] | None = None
     gate_scale: Float[Tensor, " feature"] | None = None
     after_post_norm: bool = False
+    reads_stream: bool = False
     kind = "feature"
     exact = False
 
     @property
     def n_targets(self) -> int:
         return self.write.shape[1] // self.read.shape[1]
+
+    def in_units(
+        self, input_scale: int | float, output_scales: Float[Tensor, " target"]
+    ) -> "CrossLayerTranscoder":
+        """Return the layer in the model's units, as `folded`, with a scale for each output.
+
+        `output_scales`: what the targets of training were multiplied with, this MLP's first.
+        """
+        folded = self.folded(input_scale, float(output_scales[0]))
+        later = output_scales[0] / output_scales.repeat_interleave(self.read.shape[1])
+        return dataclasses.replace(folded, write=folded.write * later)

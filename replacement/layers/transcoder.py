@@ -30,5 +30,6 @@ class Transcoder(FeatureLayer):
     skip: Float[Tensor, "d_model d_model"] | None = None
     gate_scale: Float[Tensor, " feature"] | None = None
     after_post_norm: bool = False
+    reads_stream: bool = False
     kind = "feature"
     exact = False

@@ -120,6 +120,7 @@ class FrozenGPT2:
         active: list[Tensor],
     ) -> Tensor:
         """Gates and errors of one sublayer that read `y`; returns the stream behind it."""
+        y = self._seen(sublayer, x, y)
         pre, gate = self._read(sublayer, y, held.pattern[sublayer // 2])
         held.gate.append(gate)
         active.append(gate * pre)
@@ -158,6 +159,7 @@ class FrozenGPT2:
             pattern = held.pattern[number]
             if not self.hold_patterns:
                 pattern = self._pattern(number, made.sides[number]())
+            y = self._seen(sublayer, x, y)
             pre, live = self._read(sublayer, y, pattern, share)
             made.pre.append(pre)
             gate = held.gate[sublayer] if self.hold_gates else live
@@ -177,6 +179,11 @@ class FrozenGPT2:
     def _layer(self, sublayer: int) -> FeatureLayer | None:
         """What a sublayer is read through, None for the model's own heads or neurons."""
         return (self.mlps if sublayer % 2 else self.attentions)[sublayer // 2]
+
+    def _seen(self, sublayer: int, x: Tensor, y: Tensor) -> Tensor:
+        """What a sublayer's features read: its normed input, or the stream before the norm."""
+        layer = self._layer(sublayer)
+        return x if layer is not None and layer.reads_stream else y
 
     def _normed(self, norm: nn.LayerNorm, x: Tensor, scales: list[Tensor]) -> Tensor:
         scales.append((x.var(-1, unbiased=False) + norm.eps).sqrt())

@@ -10,7 +10,15 @@ from attribution.score_pairs import score_pairs
 from attribution.sweep import sweep
 from circuits import trace
 from replacement.families import FAMILIES, family_of
-from replacement.layers import HeadNorm, Lorsa, QueryKey, TopK, Transcoder, rotary
+from replacement.layers import (
+    CrossLayerTranscoder,
+    HeadNorm,
+    Lorsa,
+    QueryKey,
+    TopK,
+    Transcoder,
+    rotary,
+)
 from replacement.model import ReplacementModel
 from replacement.precision import KeepDouble
 from replacement.run import Run
@@ -67,10 +75,27 @@ def layers_for(model: Any) -> tuple[list[Any], list[Any]]:
     return mlps, [None, *lorsa[1:]]
 
 
-def run_of(name: str, learned: bool, errors: bool = True) -> Run:
+def run_of(name: str, learned: bool | str, errors: bool = True) -> Run:
     model = tiny(name)
     mlps, attentions = layers_for(model) if learned else (None, None)
+    if learned == "across":
+        mlps = across(mlps)
     return ReplacementModel(model, None, mlps, attentions).run(IDS, errors=errors)
+
+
+def across(mlps: Any) -> list[CrossLayerTranscoder]:
+    """Return transcoders whose features write to every later MLP as well."""
+    return [
+        CrossLayerTranscoder(
+            one.read,
+            torch.cat([0.7**step * later.write for step, later in enumerate(mlps[number:])], dim=1),
+            one.read_bias,
+            one.write_bias,
+            one.activation,
+            one.skip,
+        )
+        for number, one in enumerate(mlps)
+    ]
 
 
 def test_every_family_has_two_shapes() -> None:
@@ -108,10 +133,10 @@ def test_patterns_are_rebuilt_from_queries_and_keys(name: str) -> None:
 @each_family
 @pytest.mark.parametrize(
     ("learned", "errors"),
-    [(False, True), (True, True), (True, False)],
-    ids=["own parts", "layers", "replacement run"],
+    [(False, True), (True, True), (True, False), ("across", True)],
+    ids=["own parts", "layers", "replacement run", "across layers"],
 )
-def test_identities(name: str, learned: bool, errors: bool) -> None:
+def test_identities(name: str, learned: bool | str, errors: bool) -> None:
     """1 and 2 for a logit, a feature and a score, gated and not; held knock-outs; 5."""
     run = run_of(name, learned, errors)
     last = run.weights.n_layers - 1

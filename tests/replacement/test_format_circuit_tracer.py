@@ -112,6 +112,13 @@ def test_normalized_input_is_before_the_gain_of_rms_norms_only(
     assert str(folder) in str(caught.value)
 
 
+def test_the_stream_before_the_norm_is_read_as_it_is(tmp_path: Path) -> None:
+    config = {**CONFIG, "feature_input_hook": "hook_resid_mid"}
+    _, layers = read(their_folder(tmp_path, config))
+    assert all(layer.reads_stream for layer in layers)
+    assert_does(layers[2], inputs(), *by_hand(their_tensors(2), inputs()))
+
+
 def test_half_types_are_converted_and_full_ones_stay_in_the_file(tmp_path: Path) -> None:
     half = {name: tensor.bfloat16() for name, tensor in their_tensors(0).items()}
     full = {name: tensor.float() for name, tensor in half.items()}
@@ -167,11 +174,10 @@ def say(**entries: object) -> Callable[[dict[str, Any]], object]:
 
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "across layers": (say(model_kind="cross_layer_transcoder"), "cross-layer.*not read yet"),
     "no kind": (lambda config: config.pop("model_kind"), "model_kind is None"),
     "residual stream": (
-        say(feature_input_hook="hook_resid_mid"),
-        r"blocks\.0\.hook_resid_mid \(the residual stream\).*before the norm",
+        say(feature_input_hook="hook_resid_pre"),
+        r"blocks\.0\.hook_resid_pre \(the residual stream entering the layer\)",
     ),
     "no input": (lambda config: config.pop("feature_input_hook"), "feature_input_hook is None"),
     "a number": (say(feature_output_hook=3), "feature_output_hook is 3"),

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[Theirs], object], str]] = {
     "an SAE": (lambda config: setattr(config, "is_transcoder", False), "is_transcoder is False"),
     "another hook": (
         lambda config: setattr(config, "hook_point", "blocks.2.hook_resid_mid"),
-        "before the norm",
+        r"only ln2\.hook_normalized can be read",
     ),
     "another layer": (
         lambda config: setattr(config, "out_hook_point", "blocks.3.hook_mlp_out"),

@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another width": (say(d_model=7), "has shape"),
     "a switch in words": (say(sparsity_include_decoder_norm="no"), "is 'no'; it is true or false"),
     "no bias said": (say(use_decoder_bias=False), r"unexpected \['b_D'\]"),
-    "across layers": (say(sae_type="clt"), "'clt' of OpenMOSS, which is not read yet"),
+    "several hooks": (say(sae_type="crosscoder"), "'crosscoder' of OpenMOSS, which no layer here"),
     "residual": (
         say(hook_point_in="blocks.1.hook_resid_post", hook_point_out="blocks.1.hook_resid_post"),
         "residual stream are not read",

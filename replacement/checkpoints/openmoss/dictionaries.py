@@ -41,7 +41,7 @@ REQUIRED = {"W_E": "d_model feature", "b_E": "feature", "W_D": "feature d_model"
 def read_openmoss(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
     """Return which layer the dictionary of a folder is for, and the dictionary."""
     path = folder / CONFIG
-    config = _settings(path)
+    config = settings(path)
     reads, writes = (config.get(name) for name in HOOKS)
     places = placed(path, HOOKS, (reads, writes), wanted)
     tensors = read_tensors(folder / WEIGHTS, wanted.device)
@@ -69,11 +69,12 @@ def read_openmoss(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
     if config["sparsity_include_decoder_norm"]:
         layer = layer.decoder_norm_gated()
     if config["norm_activation"] == "dataset-wise":
-        layer = layer.folded(*(_scale(path, config, norms, name) for name in HOOKS))
+        layer = layer.folded(*(training_scale(path, config, norms, config[name]) for name in HOOKS))
     return places[0].layer, in_model_units(path, layer, places[0], wanted)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def settings(path: Path) -> dict[str, Any]:
+    """Return what a config.json says, defaults filled in; ValueError for what no layer can hold."""
     config = {**DEFAULTS, **read_json(path)}
     for name, value in DEFAULTS.items():
         if isinstance(value, bool) and not isinstance(config[name], bool):
@@ -93,8 +94,11 @@ def _settings(path: Path) -> dict[str, Any]:
     return config
 
 
-def _scale(path: Path, config: dict[str, Any], norms: dict[str, Tensor], hook: str) -> float:
-    name = MEAN_NORM + str(config[hook])
+def training_scale(
+    path: Path, config: dict[str, Any], norms: dict[str, Tensor], hook: str
+) -> float:
+    """Return what training multiplied the vectors at a hook with."""
+    name = MEAN_NORM + str(hook)
     held = norms.get(name)
     mean = float(held) if held is not None and held.numel() == 1 else None
     return mean_scale(path, f"norm_activation is dataset-wise, and {name}", mean, config["d_model"])
