@@ -4,7 +4,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check install clean
+.PHONY: demo test check originals install clean
 
 demo: install
 	$(BIN)/circuits demo
@@ -19,6 +19,12 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# The packages whose layers we read, in an environment of their own, on the same small files.
+originals: install
+	test -d .venv-originals || $(PYTHON) -m venv .venv-originals
+	.venv-originals/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r tests/originals/requirements.txt
+	LINEAR_CIRCUITS_ORIGINALS=$(CURDIR)/.venv-originals/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/originals
+
 install: $(INSTALLED)
 
 # torch first and alone, at the pinned version. Where the package index serves a build with CUDA
@@ -31,4 +37,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-originals demo

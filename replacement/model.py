@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from replacement.families import Family, family_of
 from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
-from replacement.prompts import token_ids_of, token_texts
+from replacement.prompts import token_ids_of, token_text, token_texts
 from replacement.recording import run_of_record, substitutes
 from replacement.run import Run
 from replacement.tracing import Sublayer, Substitute, Tracer
@@ -34,7 +34,7 @@ class ReplacementModel:
         name: str = "model in memory",
         read_as: dict[str, str] | None = None,
     ) -> None:
-        """Raise ValueError for an unsupported architecture, NaN weights or layers that do not fit.
+        """Raise ValueError for an unsupported architecture, unsound weights or layers that misfit.
 
         `mlps`: one layer per MLP, None for the model's own neurons (there, or everywhere).
         `attentions`: one `Lorsa` or `AttentionSAE` per attention layer, None for the model's own
@@ -49,7 +49,7 @@ class ReplacementModel:
             "mlp": "neurons" if mlps is None else "given",
             "attention": "heads" if attentions is None else "given",
         }
-        _check_finite(hf_model)
+        _check_weights(hf_model)
         self.weights = read_weights(
             hf_model,
             self.family,
@@ -77,13 +77,26 @@ class ReplacementModel:
         return substitutes(self.weights)
 
     def run(self, prompt: Any, *, errors: bool = True) -> Run:
-        """Return the recorded run of one prompt, given as text or as token ids.
+        """Return the recorded run of one prompt: text, chat messages, or token ids.
 
-        Text gets the special tokens its tokenizer adds; ids are taken as they are. With `errors` it
-        is the original model that runs, and what the layers miss of it is recorded as errors.
-        Without (`errors=False`) the layers stand in for what they replace and the model computes
-        the rest: a true replacement run, whose logits are not the original's. Raises ValueError or
-        TypeError for anything but one unpadded prompt within the model's context.
+        Text gets the special tokens its tokenizer adds, but no second BOS where it begins with one.
+        Messages (`{"role": …, "content": …}`) are written down by the tokenizer's own chat
+        template, up to where the assistant's answer begins; where the last message is the
+        assistant's, that one goes on. Token ids are taken as they are, so a prompt can be had with
+        or without any special token. Nothing is tokenised twice.
+
+        With `errors` it is the original model that runs, and what the layers miss of it is recorded
+        as errors. Without (`errors=False`) the layers stand in for what they replace and the model
+        computes the rest: a true replacement run, whose logits are not the original's. Raises
+        ValueError or TypeError for anything but one unpadded prompt within the model's context.
+
+        >>> from circuits import load
+        >>> model = load("four-tasks")
+        >>> run = model.run("When Mary went")
+        >>> run.tokens
+        ['<bos>', ' When', ' Mary', ' went']
+        >>> model.run(run.token_ids[1:]).tokens
+        [' When', ' Mary', ' went']
         """
         if not isinstance(errors, bool):
             raise TypeError(f"model.run(errors={errors!r}): True (the default) or False.")
@@ -106,7 +119,7 @@ class ReplacementModel:
         """Return a token in quotes, or its id in brackets where there is no tokenizer."""
         if self.tokenizer is None:
             return f"[{token_id}]"
-        return f'"{self.tokenizer.decode([token_id])}"'
+        return f'"{token_text(token_id, self.tokenizer)}"'
 
     def __repr__(self) -> str:
         weights = self.weights
@@ -117,8 +130,18 @@ class ReplacementModel:
         )
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"the weight {name} is on the meta device, so it has no numbers. Load the model "
+                "with its weights."
+            )
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"the weight {name} is stored as {parameter.dtype}: a quantised model, whose "
+                "weights are not the numbers that are multiplied. Load it in a floating-point type."
+            )
         # a sum is finite unless a term is not (or it overflows, which the full test settles)
         if not torch.isfinite(parameter.detach().sum()) and not torch.isfinite(parameter).all():
             count = int((~torch.isfinite(parameter)).sum())

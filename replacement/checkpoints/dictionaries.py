@@ -113,7 +113,8 @@ def activation_of(
         raise ValueError(
             f"{where}: batchtopk without inference threshold, and pooling over a prompt would let "
             "later tokens change earlier gates. Pass threshold=, the running mean of the smallest "
-            "value kept in training."
+            "value kept in training, to replacement.checkpoints.read_layers, and give load the "
+            "layers it returns."
         )
     raise ValueError(
         f"{where}: the activation is {name!r}; known: relu, topk, batchtopk, and jumprelu with a "

@@ -9,6 +9,7 @@ read with PyTorch's weights_only and a stand-in for that class, and anything els
 """
 
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from replacement.checkpoints.dictionaries import (
     placed,
     subtracting,
 )
-from replacement.checkpoints.files import check_tensors
+from replacement.checkpoints.files import check_tensors, unreadable
 
 SETTINGS_CLASS = "sae_training.config.LanguageModelSAERunnerConfig"
 HOOKS = ("hook_point", "out_hook_point")
@@ -96,14 +97,16 @@ def _contents(path: Path, device: torch.device | str) -> tuple[dict[str, Any], d
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             held = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as problem:
-        reason = next((x for x in str(problem).splitlines() if "GLOBAL" in x), "not such a pickle")
+        asked = re.search(r"GLOBAL (\S+)", str(problem))
+        if asked is None:
+            raise unreadable(path, "not a file of torch.save") from None
         raise ValueError(
-            f"{path}: refused, for it holds more than weights and settings ({reason.strip():.160})."
+            f"{path}: refused, for it holds more than weights and settings: it asks for {asked[1]}."
             " Nothing in it was run. Get the file from its authors again."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise ValueError(f"{path}: cannot be read ({reason:.160}). Copy the file again.") from None
+        raise unreadable(path, reason) from None
     config = held.get("cfg") if isinstance(held, dict) else None
     tensors = held.get("state_dict") if isinstance(held, dict) else None
     if isinstance(config, Settings):

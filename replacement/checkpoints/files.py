@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+POINTER = b"version https://git-lfs"
+
 
 @contextlib.contextmanager
 def replaced_whole(folder: Path, *, last: str) -> Iterator[Path]:
@@ -47,7 +49,19 @@ def read_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as problem:
-        raise ValueError(f"{path}: cannot be read ({problem}). Copy the file again.") from None
+        raise unreadable(path, str(problem)) from None
+
+
+def unreadable(path: Path, reason: str) -> ValueError:
+    """Return the error for a file that is damaged, or that was never fetched."""
+    with path.open("rb") as file:
+        start = file.read(len(POINTER))
+    if start == POINTER:
+        return ValueError(
+            f"{path}: cannot be read: it is the pointer that git-lfs leaves in a file's place. "
+            "Fetch the file itself: git lfs pull."
+        )
+    return ValueError(f"{path}: cannot be read ({reason:.160}). Copy the file again.")
 
 
 def check_tensors(

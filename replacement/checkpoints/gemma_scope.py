@@ -27,7 +27,7 @@ from replacement.checkpoints.dictionaries import (
     in_model_units,
     placed,
 )
-from replacement.checkpoints.files import check_tensors, read_json, read_tensors
+from replacement.checkpoints.files import check_tensors, read_json, read_tensors, unreadable
 
 PARAMS, PARAMS_2, CONFIG_2 = "params.npz", "params.safetensors", "config.json"
 HOOKS_2 = ("hf_hook_point_in", "hf_hook_point_out")
@@ -53,8 +53,9 @@ def read_gemma_scope(path: Path, wanted: Wanted) -> tuple[int, Dictionary]:
         )
     if wanted.hooks is None:
         raise ValueError(
-            f"{path}: Gemma Scope's files do not say what they were trained on. Pass hooks=, in "
-            f"TransformerLens' names: {TRANSCODERS} for gemma-scope-…-transcoders."
+            f"{path}: Gemma Scope's files do not say what they were trained on. Pass hooks= to "
+            f"replacement.checkpoints.read_layers, {TRANSCODERS} for gemma-scope-…-transcoders, "
+            "and give load the layers it returns."
         )
     places = asked_places(path, wanted.hooks, numbers[-1])
     layer = dictionary(path, places, scope_parts(path, read_npz(path), wanted))
@@ -120,7 +121,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise ValueError(f"{path}: cannot be read ({reason}). Copy the file again.") from None
+        raise unreadable(path, reason) from None
     tensors = {}
     for name, array in arrays.items():
         try:

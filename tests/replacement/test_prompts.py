@@ -10,11 +10,37 @@ from transformers import PreTrainedTokenizerFast
 
 from replacement.model import ReplacementModel
 from replacement.prompts import single_token, token_ids_of, token_texts
-from tests.replacement.tokenizers_made import byte_pairs, word_level
+from tests.replacement.tokenizers_made import (
+    CHAT,
+    CHAT_WITH_BOS,
+    byte_pairs,
+    gemma,
+    gpt2,
+    llama,
+    qwen2,
+    word_level,
+)
 from tests.samples import Shape, random_gpt2
 
 WORDS, PAIRS = word_level(), byte_pairs()
-VOCABULARY = {"words": WORDS, "byte pairs": PAIRS, "none": None}
+VOCABULARY = {
+    "words": WORDS,
+    "byte pairs": PAIRS,
+    "none": None,
+    "chat": gemma(chat_template=CHAT),
+    "chat of words": word_level({"chat_template": " went{{ messages[0].content }}"}),
+}
+
+
+CLASSES: dict[str, Any] = {
+    "Llama": llama(),
+    "Gemma": gemma(),
+    "GPT-2": gpt2(),
+    "GPT-2 with BOS": gpt2(add_bos_token=True),
+    "Qwen2": qwen2(),
+    "words": WORDS,
+}
+ADD_BOS = ("Llama", "Gemma", "GPT-2 with BOS", "words")
 
 
 def ids_of(
@@ -36,12 +62,103 @@ def test_text_gets_the_special_tokens_of_its_tokenizer() -> None:
     assert ids_of("<|end|>When", PAIRS).count(end) == 1
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_bos_is_there_once_or_never(name: str) -> None:
+    """Once where the tokenizer adds it or the text has it, however often both would; never else."""
+    tokenizer, text = CLASSES[name], "When Mary went"
+    bos = tokenizer.bos_token_id
+    ids = ids_of(text, tokenizer)
+    assert (ids[0] == bos) == (name in ADD_BOS)
+    assert ids.count(bos) == (name in ADD_BOS)
+    if bos is not None:
+        given = ids_of(tokenizer.bos_token + text, tokenizer)
+        assert given[0] == bos and given.count(bos) == 1
+        assert given == tokenizer(tokenizer.bos_token + text, add_special_tokens=False).input_ids
+        for chosen in (given[1:], [bos, *given]):  # ids: without BOS, or with two
+            assert ids_of(chosen, tokenizer) == chosen
+
+
 def test_texts_of_tokens_join_to_the_text() -> None:
-    for tokenizer in (WORDS, PAIRS):
+    """Llama's tokenizer puts a space before a text, which its first token shows."""
+    for name, tokenizer in {**CLASSES, "byte pairs": PAIRS}.items():
         text = "When Mary went"
         ids = torch.tensor(ids_of(text, tokenizer))
-        assert "".join(token_texts(ids, tokenizer)).removeprefix("<bos>") == text
+        texts = token_texts(ids, tokenizer)[name in ADD_BOS :]
+        assert texts[-2:] == [" Mary", " went"]
+        assert "".join(texts) == (" " + text if name == "Llama" else text)
     assert token_texts(torch.tensor([3, 0]), None) == ["[3]", "[0]"]
+
+
+# ---------------------------------------------------------------------------------------- chats
+
+USER = {"role": "user", "content": "When Mary went"}
+ASSISTANT = {"role": "assistant", "content": "(John)"}
+CHATS: dict[str, tuple[list[dict[str, str]], str]] = {
+    "a question": ([USER], "[user] When Mary went [end][assistant] "),
+    "a system prompt": (
+        [{"role": "system", "content": "the store"}, USER],
+        "[system] the store [end][user] When Mary went [end][assistant] ",
+    ),
+    "an answer and a question": (
+        [USER, ASSISTANT, USER],
+        "[user] When Mary went [end][assistant] (John) [end][user] When Mary went [end]"
+        "[assistant] ",
+    ),
+    "an answer that goes on": ([USER, ASSISTANT], "[user] When Mary went [end][assistant] (John)"),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("make", [llama, gemma, gpt2, qwen2])
+@pytest.mark.parametrize("template", [CHAT, CHAT_WITH_BOS], ids=["no BOS", "BOS"])
+def test_messages_are_written_down_by_the_template_and_by_nothing_else(
+    name: str, make: Callable[..., Any], template: str
+) -> None:
+    """The special tokens are the template's, also where the tokenizer adds a BOS to text."""
+    tokenizer = make(chat_template=template)
+    bos = (tokenizer.bos_token or "") if template == CHAT_WITH_BOS else ""
+    messages, text = CHATS[name]
+    ids = ids_of(messages, tokenizer, n_context=200)
+    assert ids == tokenizer(bos + text, add_special_tokens=False).input_ids
+    assert ids.count(tokenizer.bos_token_id) == bool(bos)
+    assert ids_of(tuple(messages), tokenizer, n_context=200) == ids
+
+
+def test_a_chat_written_down_by_hand_is_the_same_prompt() -> None:
+    """Text that the template made begins with its BOS, and is given no second one."""
+    tokenizer = llama(chat_template=CHAT_WITH_BOS)
+    text = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    assert text.startswith("<s>[user]")
+    assert ids_of(text, tokenizer, n_context=200) == ids_of([USER], tokenizer, n_context=200)
+
+
+def test_a_prompt_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the template wrote goes to the tokenizer once, and the ids of that call are the run's.
+
+    (Whether it knows the words of a message is asked besides.)
+    """
+    tokenizer = llama(chat_template=CHAT_WITH_BOS)
+    model = ReplacementModel(random_gpt2(Shape(d_vocab=len(tokenizer), n_context=99)), tokenizer)
+    given: list[str] = []
+    inner = type(tokenizer).__call__
+
+    def counted(self: Any, text: str, **settings: Any) -> Any:
+        given.append(text)
+        return inner(self, text, **settings)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    run = model.run([USER])
+    written = "<s>[user] When Mary went [end][assistant] "
+    assert [text for text in given if text != USER["content"]] == [written]
+    assert run.prompt is None and run.tokens[0] == "<s>" and " Mary" in run.tokens
+    assert torch.equal(run.logits, model.run(run.token_ids.tolist()).logits)
+
+
+def test_messages_keep_what_else_they_hold() -> None:
+    """A template may ask for more than role and content."""
+    tokenizer = qwen2(chat_template="{{ messages[0].name }} went")
+    ids = ids_of([{**USER, "name": "Mary"}], tokenizer)
+    assert ids == tokenizer("Mary went").input_ids
 
 
 IDS = [1, 2, 3]
@@ -97,11 +214,27 @@ REFUSED: dict[str, tuple[Any, str, type[Exception], str]] = {
     "float tensor": (torch.tensor([1.0]), "none", TypeError, "integers"),
     "words": (["When", " Mary"], "words", TypeError, "Text is given as one string"),
     "one word in a list": (["When"], "words", TypeError, "Text is given as one string"),
-    "bytes": (b"When", "byte pairs", TypeError, "text or a list of token ids"),
+    "bytes": (b"When", "byte pairs", TypeError, "list of token ids or one of chat messages"),
     "number": (3, "none", TypeError, "got int: 3"),
-    "scalar tensor": (torch.tensor(3), "none", TypeError, "text or a list"),
+    "scalar tensor": (torch.tensor(3), "none", TypeError, "text, a list of token ids"),
     "none": (None, "none", TypeError, "got NoneType"),
     "mapping without ids": ({"ids": [1]}, "none", TypeError, r"without input_ids \(keys: ids\)"),
+    "one message": (USER, "words", TypeError, "without input_ids.*list of chat messages"),
+    "chat without tokenizer": ([USER], "none", ValueError, "messages.*without a tokenizer"),
+    "chat without template": ([USER], "words", ValueError, "no chat template"),
+    "no role": ([{"content": "When"}], "chat", ValueError, r"message 0.*'role' \(keys: content"),
+    "no content": ([USER, {"role": "user"}], "chat", ValueError, "message 1.*no 'content'"),
+    "nothing in it": ([{}], "chat", ValueError, r"no 'role' \(keys: none\)"),
+    "content in parts": (
+        [{"role": "user", "content": [{"type": "text"}]}], "chat", TypeError, "'content' that"),
+    "no text": ([{"role": "user", "content": None}], "chat", TypeError, "no text but NoneType"),
+    "role of a number": ([{"role": 1, "content": "When"}], "chat", TypeError, "'role' that is no"),
+    "text among messages": ([USER, "When"], "chat", TypeError, "message 1 of the chat is str: 'Wh"),
+    "a role of nobody": (
+        [{"role": "judge", "content": "When"}], "chat", ValueError,
+        "refuses the messages: Unknown role judge. Roles given: judge"),
+    "unknown word in a chat": (
+        [{"role": "user", "content": "When Zed"}], "chat of words", ValueError, "hold: 'Zed'"),
     "batch": ([[1, 2], [3, 4]], "none", ValueError, "a batch of 2 prompts"),
     "batch tensor": (torch.ones(3, 2, dtype=torch.long), "none", ValueError, "a batch of 3"),
     "ragged": ([1, [2]], "none", ValueError, "a batch"),
@@ -142,6 +275,7 @@ def test_padding_with_a_token_of_another_use_is_no_padding() -> None:
 
 # ------------------------------------------------------------------------------------ one token
 
+LLAMA, GEMMA, GPT2 = (CLASSES[name] for name in ("Llama", "Gemma", "GPT-2"))
 TOKENS: list[tuple[PreTrainedTokenizerFast | None, str | int, str | int]] = [
     (WORDS, " Mary", " Mary"),
     (WORDS, "Mary", " Mary"),
@@ -160,7 +294,24 @@ TOKENS: list[tuple[PreTrainedTokenizerFast | None, str | int, str | int]] = [
     (PAIRS, " ", "Ġ"),
     (PAIRS, "<|end|>", 0),
     (None, 5, 5),
+    (LLAMA, "Mary", "Mary"),
+    (LLAMA, " Mary", "▁Mary"),
+    (LLAMA, "When", "▁When"),
+    (LLAMA, " When", "▁When"),
+    (LLAMA, ")", ")"),
+    (LLAMA, " )", ")"),
+    (LLAMA, " ", "▁"),
+    (LLAMA, "<s>", "<s>"),
+    (GEMMA, "Mary", "Mary"),
+    (GEMMA, " Mary", "▁Mary"),
+    (GEMMA, "went", "▁went"),
+    (GEMMA, " When", "When"),
+    (GPT2, "Mary", "Mary"),
+    (GPT2, " Mary", "ĠMary"),
+    (GPT2, "went", "Ġwent"),
+    (GPT2, " When", "When"),
 ]
+"""The last twelve: both spellings are tokens, or one of them is."""
 
 
 @pytest.mark.parametrize(("tokenizer", "given", "expected"), TOKENS)
@@ -176,6 +327,8 @@ def test_a_token_by_text_or_id(
 
 NO_TOKENS: list[tuple[PreTrainedTokenizerFast | None, Any, type[Exception], str]] = [
     (PAIRS, "Johnny", ValueError, "tokens here: 'Jo' 'hn'"),
+    (LLAMA, "Johnny", ValueError, r"3 tokens here: ' John' 'n' 'y'.*first: run\.logit\(' John'\)"),
+    (GEMMA, " storehe", ValueError, r"2 tokens here: ' store' 'he'.*run\.logit\(' store'\)"),
     (PAIRS, " Mary went", ValueError, r"2 tokens here.*run\.logit\(' Mary'\)"),
     (WORDS, "Mary went", ValueError, "tokens here|does not hold"),
     (WORDS, "Marie", ValueError, r"does not hold it\. Nearest: .*' Mary'"),

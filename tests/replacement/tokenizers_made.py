@@ -1,7 +1,24 @@
 """Small tokenizers for the tests, made from a word list and a sentence: no download."""
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+import json
+
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    GemmaTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 WORDS = [" Mary", " John", "When", " went", " to", " the", " store", ",", " gave", "here"]
 SPECIAL = ["<bos>", "<pad>", "<unk>"]
@@ -45,3 +62,65 @@ def byte_pairs() -> PreTrainedTokenizerFast:
         unk_token="<|end|>",
         clean_up_tokenization_spaces=False,
     )
+
+
+# ------------------------------------------------- classes of transformers, with a vocabulary each
+
+BRACKETS = ["(Mary) and (John) went to (the store). [system] [user] [assistant] [end]"] * 20
+CHAT = (
+    "{% for message in messages %}"
+    "{% if message.role not in ('system', 'user', 'assistant') %}"
+    "{{ raise_exception('Unknown role ' + message.role) }}{% endif %}"
+    "[{{ message.role }}] {{ message.content }} [end]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+"""A chat template without BOS; `CHAT_WITH_BOS` puts one first, as most do."""
+CHAT_WITH_BOS = "{{ bos_token }}" + CHAT
+
+
+def llama(**settings: object) -> LlamaTokenizer:
+    """Return Llama's: a space before every text, `▁` for spaces, BOS in front."""
+    vocabulary, merges = _trained(pre_tokenizers.Metaspace(), ["<unk>", "<s>", "</s>"])
+    return LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True, **settings)
+
+
+def gemma(**settings: object) -> GemmaTokenizer:
+    """Return Gemma's: `▁` for spaces, none added, BOS in front."""
+    vocabulary, merges = _trained(
+        pre_tokenizers.Split("▁", "merged_with_next"),
+        ["<pad>", "<eos>", "<bos>", "<unk>"],
+        normalizers.Replace(" ", "▁"),
+    )
+    return GemmaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True, **settings)
+
+
+def gpt2(*, add_bos_token: bool = False, **settings: object) -> GPT2Tokenizer:
+    """Return GPT-2's: bytes, one special token for every purpose; a BOS only where asked for."""
+    vocabulary, merges = _trained(
+        pre_tokenizers.ByteLevel(add_prefix_space=False), ["<|endoftext|>"]
+    )
+    return GPT2Tokenizer(vocab=vocabulary, merges=merges, add_bos_token=add_bos_token, **settings)
+
+
+def qwen2(**settings: object) -> Qwen2Tokenizer:
+    """Return Qwen2's: bytes, and no BOS at all."""
+    vocabulary, merges = _trained(
+        pre_tokenizers.ByteLevel(add_prefix_space=False), ["<|endoftext|>"]
+    )
+    return Qwen2Tokenizer(vocab=vocabulary, merges=merges, **settings)
+
+
+def _trained(
+    words: pre_tokenizers.PreTokenizer,
+    special: list[str],
+    normalizer: normalizers.Normalizer | None = None,
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary and its merges in which every word of the sentences is one token."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = words
+    if normalizer is not None:
+        inner.normalizer = normalizer
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    inner.train_from_iterator(SENTENCES + BRACKETS, trainer)
+    model = json.loads(inner.to_str())["model"]
+    return model["vocab"], [tuple(pair) for pair in model["merges"]]

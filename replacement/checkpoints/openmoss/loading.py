@@ -249,6 +249,7 @@ def _activation(
         raise ValueError(
             "act_fn is batchtopk, which is stored without inference threshold, and pooling over a "
             "prompt would let later tokens change earlier gates. Pass threshold=, the running "
-            "mean of the smallest value kept in training."
+            "mean of the smallest value kept in training, to replacement.checkpoints.read_layers, "
+            "and give load the layers it returns."
         )
     raise ValueError(f"act_fn is {name!r}; known: relu, topk, jumprelu, batchtopk.")

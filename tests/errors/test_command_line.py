@@ -1,0 +1,109 @@
+"""The same paragraphs at the shell: on stderr, exit code 2, and nothing written."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from circuits.cli import app
+from tests.circuits.folders import PROMPT
+from tests.errors.mistakes import Mistake, assert_explained, each, made_file
+
+
+class Refused(Exception):
+    """What a command wrote to stderr before it ended with 2."""
+
+
+def command(folder: Path, *words: str) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 2 and result.stdout == "", result.output
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    raise Refused(result.stderr.removesuffix("\n")) from None
+
+
+def trace(folder: Path, model: str, *options: str) -> None:
+    command(folder, "trace", model, PROMPT, "--explain", " Mary", *options)
+
+
+COMMANDS = [
+    Mistake(
+        "trace a misspelt model",
+        lambda folder: trace(folder, "four-task"),
+        Refused,
+        ("circuits: load('four-task')", "Did you mean 'four-tasks'?"),
+    ),
+    Mistake(
+        "trace on an unknown device",
+        lambda folder: trace(folder, "four-tasks", "--device", "toaster"),
+        Refused,
+        ("circuits: load(device='toaster')", '"cpu" always works'),
+    ),
+    Mistake(
+        "trace in an unknown type",
+        lambda folder: trace(folder, "four-tasks", "--dtype", "bfloat16"),
+        Refused,
+        ("circuits: load(dtype='bfloat16')", "float32 or float64"),
+    ),
+    Mistake(
+        "trace to a picture that is not written",
+        lambda folder: trace(folder, "four-tasks", "-o", str(folder / "ioi.png")),
+        Refused,
+        ("ioi.png", "endings known", ".circuit"),
+    ),
+    Mistake(
+        "trace into a folder that is not there",
+        lambda folder: trace(folder, "four-tasks", "-o", str(folder / "none" / "ioi.svg")),
+        Refused,
+        ("no folder", "mkdir -p"),
+    ),
+    Mistake(
+        "show a file that is not there",
+        lambda folder: command(folder, "show", str(folder / "ioi.circuit")),
+        Refused,
+        ("ioi.circuit", "no file", "Check the name"),
+    ),
+    Mistake(
+        "show a text",
+        lambda folder: command(folder, "show", str(made_file(folder / "a.circuit", "Mary"))),
+        Refused,
+        ("a.circuit", "not a zip", "circuit.save"),
+    ),
+    Mistake(
+        "demo of an unknown task",
+        lambda folder: command(folder, "demo", "--task", "chess", "-o", str(folder / "demo")),
+        Refused,
+        ("--task chess: no such task", "Known: ioi"),
+    ),
+    Mistake(
+        "demo into a file",
+        lambda folder: command(folder, "demo", "-o", str(made_file(folder / "demo"))),
+        Refused,
+        ("demo: is a file", "give a folder"),
+    ),
+    Mistake(
+        "train on a file that is not there",
+        lambda folder: command(
+            folder, "train", "four-tasks", str(folder / "a.txt"), "-o", str(folder / "layers")
+        ),
+        Refused,
+        ("a.txt", "no such file", "one prompt a line"),
+    ),
+    Mistake(
+        "train into a file",
+        lambda folder: command(
+            folder,
+            "train",
+            "four-tasks",
+            str(made_file(folder / "a.txt", PROMPT)),
+            "-o",
+            str(made_file(folder / "layers")),
+        ),
+        Refused,
+        ("layers: is a file", "give a folder"),
+    ),
+]
+
+
+@each(COMMANDS)
+def test_a_mistake_is_explained_in_one_paragraph(mistake: Mistake, tmp_path: Path) -> None:
+    assert_explained(mistake, tmp_path)
