@@ -30,8 +30,8 @@ def graph_of_sweep(
 ) -> Graph:
     """Return the graph of a traced target: kept nodes, sources, target, then the leaves.
 
-    Rows of kind error, bias and pruned say where in the run they lie; how much of them goes into
-    which node is in the columns `in_error`, `in_bias` and `in_pruned`.
+    Rows of kind error, bias, pruned and switch say where in the run they lie; how much of them goes
+    into which node is in the columns `in_error`, `in_bias`, `in_pruned` and `in_switch`.
     """
     rows: Rows = {field: [] for field in _FIELDS}
     _add_sources(rows, target.run, swept, ungated)
@@ -45,10 +45,13 @@ def graph_of_sweep(
 
     texts = np.array([*target.run.tokens, ""], dtype=object)  # the last for rows without position
     inflow = {
-        name: _padded(getattr(flow, name), rows) for name in ("in_bias", "in_error", "in_pruned")
+        name: _padded(getattr(flow, name), rows)
+        for name in ("in_bias", "in_error", "in_pruned", "in_switch")
     }
     nodes = node_table({**rows, **inflow, "token": texts[rows["pos"]].tolist()})
-    edges = edge_table(_numbers(flow.source), _numbers(flow.target), _numbers(flow.amount))
+    edges = edge_table(
+        _numbers(flow.source), _numbers(flow.target), _numbers(flow.amount), via=flow.via
+    )
     assert n_connected == len(flow.in_bias), "flow numbers its nodes as the table does"
     return Graph(nodes, edges, meta)
 
@@ -104,7 +107,7 @@ def _add_kept(rows: Rows, layer: Sublayer, nodes: Tensor, swept: Tensor, ungated
 def _add_leaves(
     rows: Rows, target: Target, sublayers: Sequence[Sublayer], swept: Sweep, ungated: Sweep
 ) -> None:
-    for kind in ("error", "bias", "pruned"):
+    for kind in ("error", "bias", "pruned", "switch"):
         for number, layer in enumerate(sublayers):
             amount, before = (getattr(s.leaves, kind)[number] for s in (swept, ungated))
             pos = amount.nonzero(as_tuple=True)[0]

@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attribution.sweep import Sweep
-from replacement.held import Reads, Sublayer
+from replacement.held import Reader, Reads, Sublayer
 from replacement.run import Run
 from replacement.target import Target
+
+RESTS = ("bias", "error", "pruned", "switch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +32,12 @@ class Flow:
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     amount: Float[Tensor, " edge"]
+    via: list[str]
+    """What carries an edge: "residual", or in a contrast q, k, v or mlp."""
     in_bias: Float[Tensor, " node"]
     in_error: Float[Tensor, " node"]
     in_pruned: Float[Tensor, " node"]
+    in_switch: Float[Tensor, " node"]
 
 
 class _Stream(NamedTuple):
@@ -57,10 +62,10 @@ class _Writers(NamedTuple):
 class _Inflow(NamedTuple):
     """What flows into the readers of one sublayer, or into the target."""
 
-    edges: Float[Tensor, "reader writer"]
-    bias: Float[Tensor, " reader"]
-    error: Float[Tensor, " reader"]
-    pruned: Float[Tensor, " reader"]
+    edges: dict[str, Float[Tensor, "reader writer"]]
+    """By what carries them."""
+    rest: dict[str, Float[Tensor, " reader"]]
+    """From bias, error, pruned and switch."""
 
 
 class _Block(NamedTuple):
@@ -69,9 +74,8 @@ class _Block(NamedTuple):
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     amount: Float[Tensor, " edge"]
-    bias: Float[Tensor, " reader"]
-    error: Float[Tensor, " reader"]
-    pruned: Float[Tensor, " reader"]
+    via: list[str]
+    rest: dict[str, Float[Tensor, " reader"]]
 
 
 def flow_edges(
@@ -92,14 +96,15 @@ def flow_edges(
     for layer, (nodes, gradients) in zip(progress(sublayers), kept, strict=True):
         reads = layer.reads(gradients, nodes)
         # parallel blocks: the MLP reads the stream that attention read, so it is kept a while
-        blocks.append(_sparse(_inflow(reads, streams[layer.reads_at]), first=count))
+        inflow = _inflow(reads, streams[layer.reads_at], layer.constants_are)
+        blocks.append(_sparse(inflow, first=count))
         writers.append(_Writers(layer, nodes, slice(count, count + len(nodes))))
         count += len(nodes)
         stream = _after(stream, layer, writers)
         streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
         target_inflow = _add(target_inflow, _seeds_at(target, layer.writes_at, stream))
-    biased = target_inflow._replace(bias=target_inflow.bias + target.bias)
-    blocks.append(_sparse(biased, first=count))
+    target_inflow.rest["bias"] += target.bias
+    blocks.append(_sparse(target_inflow, first=count))
     return _assemble(blocks, n_sources=2 * len(run.tokens))
 
 
@@ -138,24 +143,16 @@ def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _St
     )
 
 
-def _inflow(reads: Reads, stream: _Stream) -> _Inflow:
-    edges = _products(reads, stream.vectors, stream.pos)
+def _inflow(reads: Reader, stream: _Stream, constants_are: str) -> _Inflow:
+    edges = reads.products(stream.vectors, stream.pos)
     every = torch.arange(len(stream.bias), device=stream.pos.device)
-    bias, error, pruned = (
-        _products(reads, part, every).sum(-1) for part in (stream.bias, stream.error, stream.pruned)
-    )
-    return _Inflow(edges, bias + reads.constant, error, pruned)
-
-
-def _products(
-    reads: Reads, vectors: Float[Tensor, "writer d_model"], pos: Int[Tensor, " writer"]
-) -> Float[Tensor, "reader writer"]:
-    """What readers get from each vector at its position, summed over the parts they read by."""
-    vector, factor = reads.vector.unbind(1), reads.factor.unbind(1)
-    total = (vector[0] @ vectors.T).mul_(factor[0][:, pos])
-    for part, weight in zip(vector[1:], factor[1:], strict=True):
-        total += (part @ vectors.T).mul_(weight[:, pos])
-    return total
+    rest = {
+        name: torch.stack([*reads.products(getattr(stream, name), every).values()]).sum((0, -1))
+        for name in ("bias", "error", "pruned")
+    }
+    rest["switch"] = torch.zeros_like(reads.constant)
+    rest[constants_are] = rest[constants_are] + reads.constant
+    return _Inflow(edges, rest)
 
 
 def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
@@ -163,33 +160,41 @@ def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
     seeds = [seed for seed in target.seeds if seed.stage == stage]
     zero = stream.bias.new_zeros
     if not seeds:
-        return _Inflow(zero(1, len(stream.pos)), zero(1), zero(1), zero(1))
+        none = {name: zero(1) for name in RESTS}
+        return _Inflow({"residual": zero(1, len(stream.pos))}, none)
     factor = zero(len(seeds), 1, len(stream.bias))
     factor[range(len(seeds)), 0, [seed.pos for seed in seeds]] = 1
     reads = Reads(torch.stack([seed.vector for seed in seeds])[:, None], factor, zero(len(seeds)))
-    return _Inflow(*(part.sum(0, keepdim=True) for part in _inflow(reads, stream)))
+    found = _inflow(reads, stream, "bias")
+    return _Inflow(*({k: v.sum(0, keepdim=True) for k, v in part.items()} for part in found))
 
 
 def _add(old: _Inflow, new: _Inflow) -> _Inflow:
     """Sum of two inflows of the target; the newer one may have further writers."""
-    edges = new.edges.clone()
-    edges[:, : old.edges.shape[1]] += old.edges
-    return _Inflow(edges, *(a + b for a, b in zip(old[1:], new[1:], strict=True)))
+    edges = new.edges["residual"].clone()
+    edges[:, : old.edges["residual"].shape[1]] += old.edges["residual"]
+    return _Inflow({"residual": edges}, {name: old.rest[name] + new.rest[name] for name in RESTS})
 
 
 def _sparse(inflow: _Inflow, *, first: int) -> _Block:
     """The inflow of readers numbered from `first`; the dense table can go."""
-    row, source = inflow.edges.nonzero(as_tuple=True)
-    return _Block(source, first + row, inflow.edges[row, source], *inflow[1:])
+    found = {via: edges.nonzero(as_tuple=True) for via, edges in inflow.edges.items()}
+    return _Block(
+        torch.cat([source for _, source in found.values()]),
+        torch.cat([first + row for row, _ in found.values()]),
+        torch.cat([inflow.edges[via][places] for via, places in found.items()]),
+        [via for via, (row, _) in found.items() for _ in range(len(row))],
+        inflow.rest,
+    )
 
 
 def _assemble(blocks: list[_Block], *, n_sources: int) -> Flow:
-    none = blocks[0].bias.new_zeros(n_sources)
+    none = blocks[0].amount.new_zeros(n_sources)
+    rest = {name: torch.cat([none, *(block.rest[name] for block in blocks)]) for name in RESTS}
     return Flow(
         torch.cat([block.source for block in blocks]),
         torch.cat([block.target for block in blocks]),
         torch.cat([block.amount for block in blocks]),
-        in_bias=torch.cat([none, *(block.bias for block in blocks)]),
-        in_error=torch.cat([none, *(block.error for block in blocks)]),
-        in_pruned=torch.cat([none, *(block.pruned for block in blocks)]),
+        [via for block in blocks for via in block.via],
+        **{f"in_{name}": amount for name, amount in rest.items()},
     )

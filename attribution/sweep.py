@@ -31,17 +31,22 @@ class Leaves:
     bias: Float[Tensor, "sublayer pos"]
     """Write biases of the sublayer, and the constants its kept nodes read."""
     pruned: Float[Tensor, "sublayer pos"]
+    switch: Float[Tensor, "sublayer pos"]
+    """Of a contrast: what features that switched on or off made of the difference."""
     target_bias: float
 
     def total(self) -> float:
         """Return the sum of all leaves."""
-        parts = (self.token, self.position, self.error, self.bias, self.pruned)
-        return sum(float(part.sum(dtype=torch.float64)) for part in parts) + self.target_bias
+        return (
+            sum(float(part.sum(dtype=torch.float64)) for part in self._parts()) + self.target_bias
+        )
 
     def magnitude(self) -> float:
         """Return the sum of |leaf|, the scale that deviations are measured against."""
-        parts = (self.token, self.position, self.error, self.bias, self.pruned)
-        return sum(float(part.abs().sum()) for part in parts) + abs(self.target_bias)
+        return sum(float(part.abs().sum()) for part in self._parts()) + abs(self.target_bias)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return (self.token, self.position, self.error, self.bias, self.pruned, self.switch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +106,7 @@ def sweep(
         gradients[layer.writes_at - 1] += gradient  # past it, and through it to what it reads
         gradients[layer.reads_at] += step.gradient
         leaves.error[number] = (gradient * layer.error).sum(-1)
-        leaves.bias[number] = step.constants
+        getattr(leaves, layer.constants_are)[number] = step.constants
         if layer.write_bias is not None:
             leaves.bias[number] += (gradient * layer.write_bias).sum(-1)
         leaves.pruned[number].index_add_(0, places, step.attribution * ~step.keep)
@@ -137,6 +142,7 @@ def _no_leaves(target: Target, n_sublayers: int) -> Leaves:
         error=nothing(n_sublayers, n_pos),
         bias=nothing(n_sublayers, n_pos),
         pruned=nothing(n_sublayers, n_pos),
+        switch=nothing(n_sublayers, n_pos),
         target_bias=target.bias,
     )
 

@@ -25,6 +25,10 @@ class AttentionRun:
     error: Float[Tensor, "pos d_model"]
     post_scale: Float[Tensor, " pos"] | None = None
     """Denominators of the norm after it, where there is one that the nodes write through."""
+    raw: Float[Tensor, "pos d_model"] | None = None
+    """What entered that norm, where there is one; of a replacement run the same as `raw_output`."""
+    raw_output: Float[Tensor, "pos d_model"] | None = None
+    """What of it the nodes and the write bias make."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,10 @@ class MLPRun:
     error: Float[Tensor, "pos d_model"]
     post_scale: Float[Tensor, " pos"] | None = None
     """Denominators of the norm after it, where there is one that the nodes write through."""
+    raw: Float[Tensor, "pos d_model"] | None = None
+    """What entered that norm, where there is one; of a replacement run the same as `raw_output`."""
+    raw_output: Float[Tensor, "pos d_model"] | None = None
+    """What of it the nodes and the write bias make."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,14 +85,25 @@ def _attention_run(layer: LayerRecord, block: LayerWeights, *, errors: bool) -> 
             written = block.heads.write(mixed)
             active = reading.encode(written)
             raw = reading.decode(active, written)
-    post, post_scale = block.attention_writes_through, None
+    post, post_scale, entered = block.attention_writes_through, None, None
     if post is not None:
-        post_scale = post.scale(layer.attention_raw if errors else raw)
+        entered = layer.attention_raw if errors else raw
+        post_scale = post.scale(entered)
     # Heads and neurons are the sublayer itself: what it wrote needs no rebuilding, and a wrong
     # weight shows as broken closure instead of hiding in an error.
     output = layer.attention if reading is None else _joining(raw, post, post_scale)
     error = _left(layer.attention, output, errors=errors)
-    return AttentionRun(pattern, scale, mixed, active, output, error, post_scale)
+    return AttentionRun(
+        pattern,
+        scale,
+        mixed,
+        active,
+        output,
+        error,
+        post_scale,
+        raw=entered,
+        raw_output=None if entered is None else raw,
+    )
 
 
 def _mlp_run(
@@ -112,9 +123,10 @@ def _mlp_run(
     else:
         _spread(block.mlp, active, arriving)
         raw = arriving[0] + block.mlp.around(y)
-    post, post_scale = block.mlp_writes_through, None
+    post, post_scale, entered = block.mlp_writes_through, None, None
     if post is not None:
-        post_scale = post.scale(layer.mlp_raw if errors else raw)
+        entered = layer.mlp_raw if errors else raw
+        post_scale = post.scale(entered)
     output = layer.mlp if block.mlp.exact else _joining(raw, post, post_scale)
     return MLPRun(
         scale=scale,
@@ -123,6 +135,8 @@ def _mlp_run(
         output=output,
         error=_left(layer.mlp, output, errors=errors),
         post_scale=post_scale,
+        raw=entered,
+        raw_output=None if entered is None else raw,
     )
 
 

@@ -1,5 +1,6 @@
 """The small functions in which model families differ: how a block's weights are laid out."""
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor, nn
@@ -169,6 +170,7 @@ def gptj_heads(block: Any, _model: nn.Module) -> HeadWeights:
     width = attention.rotary_dim or attention.embed_dim
     weight = attention.q_proj.weight
     turned = rotary(width, adjacent=True, dtype=weight.dtype, device=weight.device)
+    turned = dataclasses.replace(turned, table=attention.embed_positions)
     return separate_heads(
         attention,
         d_head=attention.head_dim,

@@ -7,10 +7,19 @@ forms a Jacobian or uses autograd.
 from collections.abc import Sequence
 
 from replacement.held.attention import HeldAttentionSAE, HeldLorsa
-from replacement.held.features import HeldFeatures
+from replacement.held.features import FeatureNodes, HeldFeatures
 from replacement.held.heads import HeldHeads
 from replacement.held.mlp import HeldMLP
-from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
+from replacement.held.sublayer import (
+    Gate,
+    Gradients,
+    Joint,
+    NodeRows,
+    Reader,
+    Reads,
+    Step,
+    Sublayer,
+)
 from replacement.layer_run import LayerRun
 from replacement.layers import Lorsa
 from replacement.weights import LayerWeights
@@ -33,6 +42,7 @@ def _held_attention(number: int, layer: LayerRun, block: LayerWeights) -> Sublay
 
 
 __all__ = [
+    "FeatureNodes",
     "Gate",
     "Gradients",
     "HeldAttentionSAE",
@@ -42,6 +52,7 @@ __all__ = [
     "HeldMLP",
     "Joint",
     "NodeRows",
+    "Reader",
     "Reads",
     "Step",
     "Sublayer",

@@ -8,75 +8,49 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
-from replacement.layer_run import AttentionRun, MLPRun
 from replacement.layers import Active, FeatureLayer
 
 
-class HeldFeatures(Sublayer):
-    """What all sublayers of features share; how they read differs."""
+class FeatureNodes(Sublayer):
+    """What all sublayers of features share, of one run or of two; how they read differs."""
 
     always = None
 
     def __init__(
         self,
         layer: int,
-        run: AttentionRun | MLPRun,
         active: Active,
         features: FeatureLayer,
         joints: Sequence[Joint],
+        output: Float[Tensor, "pos d_model"],
+        error: Float[Tensor, "pos d_model"],
     ) -> None:
         """`joints`: how what the features write joins the stream, one for each stage."""
         self.layer, self.active, self.features = layer, active, features
         self.node_kind, self.dense = features.kind, active.dense
         self.n_pos = active.n_pos
         self.n_nodes = self.n_active = len(active)
-        self.output, self.error = run.output, run.error
+        self.output, self.error = output, error
         self.joints = joints
-        self.write_bias = joints[0].bias(features.write_bias, run.error)
+        self.write_bias = joints[0].bias(features.write_bias, error)
 
     @abc.abstractmethod
     def _carry(
-        self,
-        coefficient: Float[Tensor, " active"],
+        self, passed: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
-        """The gradient at the stream and the constants read, from u · gate of every feature."""
-
-    @abc.abstractmethod
-    def _reads(
-        self,
-        coefficient: Float[Tensor, " node"],
-        pos: Int[Tensor, " node"],
-        index: Int[Tensor, " node"],
-    ) -> Reads:
-        """How features at positions read, active or not, times `coefficient`."""
-
-    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        coefficient = self._coefficients(gradients, nodes)
-        return self._reads(coefficient, self.active.pos[nodes], self.active.index[nodes])
-
-    def read_of(self, pos: int, index: int) -> Reads:
-        """Return how one feature reads at a position, active or not: its pre-activation."""
-        where, which = torch.tensor([[pos], [index]], device=self.error.device)
-        return self._reads(self.error.new_ones(1), where, which)
+        """The gradient at the stream and the constants read, from u of the features kept."""
 
     def step(self, gradients: Gradients, gate: Gate) -> Step:
         downstream = self.active.dots(self.features.write, self._at_outputs(gradients))
         attribution = self.active.activation * downstream
         keep = gate(attribution)
-        carried, constants = self._carry(downstream * self.active.gate * keep)
+        carried, constants = self._carry(downstream * keep)
         return Step(attribution, keep, carried, constants)
 
     def _at_outputs(self, gradients: Gradients) -> Float[Tensor, "pos target_times_d_model"]:
         """The derivative at what the features write, all sublayers they write to side by side."""
         parts = [joint.back(one) for joint, one in zip(self.joints, gradients, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-    def _coefficients(
-        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
-    ) -> Float[Tensor, " chosen"]:
-        """u · gate of chosen features."""
-        rows, at_output = self.features.write[self.active.index[nodes]], self._at_outputs(gradients)
-        return (rows * at_output[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]
 
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         which, pos = self.write_stages.index(stage), self.active.pos[nodes]
@@ -98,3 +72,32 @@ class HeldFeatures(Sublayer):
         place = torch.searchsorted(self.active.index[start:end], index)
         found = int(place) < end - start and int(self.active.index[start + place]) == index
         return start + int(place) if found else -1
+
+
+class HeldFeatures(FeatureNodes):
+    """Features of one run, whose gates are held."""
+
+    @abc.abstractmethod
+    def _reads(
+        self,
+        coefficient: Float[Tensor, " node"],
+        pos: Int[Tensor, " node"],
+        index: Int[Tensor, " node"],
+    ) -> Reads:
+        """How features at positions read, active or not, times `coefficient`."""
+
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+        coefficient = self._coefficients(gradients, nodes)
+        return self._reads(coefficient, self.active.pos[nodes], self.active.index[nodes])
+
+    def read_of(self, pos: int, index: int) -> Reads:
+        """Return how one feature reads at a position, active or not: its pre-activation."""
+        where, which = torch.tensor([[pos], [index]], device=self.error.device)
+        return self._reads(self.error.new_ones(1), where, which)
+
+    def _coefficients(
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, " chosen"]:
+        """u · gate of chosen features."""
+        rows, at_output = self.features.write[self.active.index[nodes]], self._at_outputs(gradients)
+        return (rows * at_output[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]

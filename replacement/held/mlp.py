@@ -30,21 +30,26 @@ class HeldMLP(HeldFeatures):
             Joint(weights[other].mlp_writes_through, runs[other].mlp.post_scale)
             for other in reached
         ]
-        super().__init__(layer, run, run.active, block.mlp, joints)
+        super().__init__(layer, run.active, block.mlp, joints, run.output, run.error)
         self.reads_at = 2 * layer if block.parallel else 2 * layer + 1
         self.write_stages = tuple(2 * other + 2 for other in reached)
-        self.run, self.norm = run, block.mlp_reads_through
-        if run.skip_output is not None:
+        self.scale, self.norm = run.scale, block.mlp_reads_through
+        self._with_skip(run.skip_output)
+
+    def _with_skip(self, skip_output: Float[Tensor, "pos d_model"] | None) -> None:
+        """Add a skip node a position where there is a skip."""
+        self.skip_output = skip_output
+        if skip_output is not None:
             self.n_nodes += self.n_pos
             self.always = torch.zeros(self.n_nodes, dtype=torch.bool, device=self.error.device)
             self.always[self.n_active :] = True
 
     def step(self, gradients: Gradients, gate: Gate) -> Step:
-        if self.run.skip_output is None:
+        if self.skip_output is None:
             return super().step(gradients, gate)
         assert self.features.skip is not None
         at_output = self.joints[0].back(gradients[0])
-        skipped = (at_output * self.run.skip_output).sum(-1)
+        skipped = (at_output * self.skip_output).sum(-1)
         whole: list[Tensor] = []
 
         def of_features(attribution: Float[Tensor, " active"]) -> Tensor:
@@ -55,18 +60,24 @@ class HeldMLP(HeldFeatures):
         step = super().step(gradients, of_features)
         around = at_output @ self.features.skip
         carried = step.gradient + self._pulled(around)
-        constants = step.constants + self.norm.constant(around)
+        constants = step.constants + self._constant(around)
         return Step(whole[0], whole[1], carried, constants)
 
     def _pulled(self, at_input: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-        return self.norm.pull(at_input) / self.run.scale[:, None]
+        """The derivative at the stream from that at what features read."""
+        return self.norm.pull(at_input) / self.scale[:, None]
+
+    def _constant(self, at_input: Float[Tensor, "node d_model"]) -> Float[Tensor, " node"]:
+        """What vectors that read as features do get that no node wrote."""
+        return self.norm.constant(at_input)
 
     def _carry(
-        self, coefficient: Float[Tensor, " active"]
+        self, passed: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        coefficient = passed * self.active.gate
         at_input = self.active.combine(self.features.read, coefficient)
         biases = self.active.combine(self.features.read_bias[:, None], coefficient).squeeze(-1)
-        return self._pulled(at_input), biases + self.norm.constant(at_input)
+        return self._pulled(at_input), biases + self._constant(at_input)
 
     def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
         if self.features.skip is None:
@@ -100,28 +111,28 @@ class HeldMLP(HeldFeatures):
         """Reads at one position each."""
         factor = vector.new_zeros(len(vector), 1, self.n_pos)
         rows = torch.arange(len(vector), device=pos.device)
-        factor[rows, 0, pos] = 1 / self.run.scale[pos]
-        return Reads(self.norm.pull(vector)[:, None], factor, bias + self.norm.constant(vector))
+        factor[rows, 0, pos] = 1 / self.scale[pos]
+        return Reads(self.norm.pull(vector)[:, None], factor, bias + self._constant(vector))
 
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
-        if self.run.skip_output is None:
+        if self.skip_output is None:
             return super().writes(nodes, stage)
         is_feature = nodes < self.n_active
         written = self.error.new_zeros(len(nodes), self.error.shape[-1])
         written[is_feature] = super().writes(nodes[is_feature], stage)
         if stage == self.writes_at:  # a skip goes around its own layer only
             places = nodes[~is_feature] - self.n_active
-            written[~is_feature] = self.joints[0].forward(self.run.skip_output[places], places)
+            written[~is_feature] = self.joints[0].forward(self.skip_output[places], places)
         return written
 
     def positions(self) -> Int[Tensor, " node"]:
-        if self.run.skip_output is None:
+        if self.skip_output is None:
             return self.active.pos
         skips = torch.arange(self.n_pos, device=self.error.device)
         return torch.cat([self.active.pos, skips])
 
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
-        if self.run.skip_output is None:
+        if self.skip_output is None:
             return super().rows(nodes)
         is_feature = nodes < self.n_active
         kinds = [self.node_kind if feature else "skip" for feature in is_feature.tolist()]
@@ -133,6 +144,6 @@ class HeldMLP(HeldFeatures):
         return NodeRows(kinds, self.positions()[nodes], index, activation)
 
     def find(self, kind: str, pos: int, index: int) -> int:
-        if kind == "skip" and self.run.skip_output is not None and 0 <= pos < self.n_pos:
+        if kind == "skip" and self.skip_output is not None and 0 <= pos < self.n_pos:
             return self.n_active + pos
         return super().find(kind, pos, index)

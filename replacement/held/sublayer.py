@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -73,6 +73,32 @@ class Reads(NamedTuple):
     vector: Float[Tensor, "node part d_model"]
     factor: Float[Tensor, "node part pos"]
     constant: Float[Tensor, " node"]
+    via: str = "residual"
+
+    def products(
+        self, vectors: Float[Tensor, "writer d_model"], pos: Int[Tensor, " writer"]
+    ) -> dict[str, Float[Tensor, "node writer"]]:
+        """Return what nodes get of each vector at its position, by what carries it."""
+        vector, factor = self.vector.unbind(1), self.factor.unbind(1)
+        total = (vector[0] @ vectors.T).mul_(factor[0][:, pos])
+        for part, weight in zip(vector[1:], factor[1:], strict=True):
+            total += (part @ vectors.T).mul_(weight[:, pos])
+        return {self.via: total}
+
+
+class Reader(Protocol):
+    """What flow edges are made of: how nodes read whatever was written."""
+
+    @property
+    def constant(self) -> Float[Tensor, " node"]:
+        """What nodes read that no node wrote."""
+        ...
+
+    def products(
+        self, vectors: Float[Tensor, "writer d_model"], pos: Int[Tensor, " writer"]
+    ) -> dict[str, Float[Tensor, "node writer"]]:
+        """Return what nodes get of each vector at its position, by what carries it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,8 @@ class Sublayer(abc.ABC):
     dense: bool
     """True where every node is active at every position."""
     n_nodes: int
+    constants_are: Literal["bias", "switch"] = "bias"
+    """What the constants are that its nodes read: of one run biases, of two what was switched."""
     always: Bool[Tensor, " node"] | None
     """Nodes that no threshold stops (the skip of a transcoder)."""
     output: Float[Tensor, "pos d_model"]
@@ -120,7 +148,7 @@ class Sublayer(abc.ABC):
         """Carry the derivative at what was written back to the input through the nodes kept."""
 
     @abc.abstractmethod
-    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reader:
         """Return how `nodes` read, weighted by what they do to the target (u · gate)."""
 
     @abc.abstractmethod

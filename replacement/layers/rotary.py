@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -41,6 +41,8 @@ class Rotary:
     adjacent: bool = False
     amplitude: float = 1.0
     """What rotated coordinates are multiplied by (YaRN); 1 elsewhere."""
+    table: Float[Tensor, "pos sine_then_cosine"] | None = None
+    """A model's own sines and cosines, where it stores them rounded (GPT-J); else they are made."""
 
     @property
     def width(self) -> int:
@@ -57,13 +59,31 @@ class Rotary:
         >>> quarter.turned(torch.tensor([[1.0, 0.0], [1.0, 0.0]])).round(decimals=3).abs().tolist()
         [[1.0, 0.0], [0.0, 1.0]]
         """
-        kind = torch.promote_types(x.dtype, torch.float32)  # rounded as Hugging Face rounds
-        places = torch.arange(start, start + x.shape[-2], device=x.device, dtype=kind)
-        angle = places[:, None] * self.inverse_frequency.to(kind)
-        cos, sin = (self.amplitude * part.to(x.dtype) for part in (angle.cos(), angle.sin()))
+        return self.turned_at(x, torch.arange(start, start + x.shape[-2], device=x.device))
+
+    def turned_at(
+        self,
+        x: Float[Tensor, "*batch node d_head"],
+        pos: Int[Tensor, " node"],
+        *,
+        back: bool = False,
+    ) -> Float[Tensor, "*batch node d_head"]:
+        """Return each vector turned by a position of its own; with `back` the transposed map."""
+        cos, sin = (self.amplitude * part.to(x.dtype) for part in self._cos_sin(x.dtype, pos))
+        sin = -sin if back else sin
         first, second = self._halves(x[..., : self.width])
         turned = self._joined(first * cos - second * sin, second * cos + first * sin)
         return torch.cat([turned, x[..., self.width :]], dim=-1)
+
+    def _cos_sin(
+        self, kind: torch.dtype, pos: Int[Tensor, " node"]
+    ) -> tuple[Float[Tensor, "node pair"], Float[Tensor, "node pair"]]:
+        if self.table is not None:
+            sin, cos = self.table[pos].chunk(2, dim=-1)
+            return cos, sin
+        wide = torch.promote_types(kind, torch.float32)  # rounded as Hugging Face rounds
+        angle = pos.to(wide)[:, None] * self.inverse_frequency.to(wide)
+        return angle.cos(), angle.sin()
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.adjacent:

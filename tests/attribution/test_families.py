@@ -125,8 +125,7 @@ def test_patterns_are_rebuilt_from_queries_and_keys(name: str) -> None:
         recorded = run.layers[number].attention
         y = block.attention_norm.apply(run.residuals[2 * number], recorded.scale)
         rebuilt = block.heads.query_key.pattern(y)
-        # GPT-J's table of sines is stored in float32
-        assert (rebuilt - recorded.pattern).abs().max() <= (1e-6 if "GPT-J" in name else EXACT)
+        assert (rebuilt - recorded.pattern).abs().max() <= EXACT
         assert (recorded.pattern.sum(-1) - 1).abs().max() <= EXACT
 
 

@@ -1,0 +1,141 @@
+"""MLPs between two runs: one node per feature that is active in either, gates not held."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from replacement.held import FeatureNodes, Gradients, HeldMLP, Joint, Reads
+from replacement.layers import Active, FeatureLayer, GatedNeurons, ReLU, Smooth
+from replacement.layers.active import active_from_gates
+from replacement.secant.norms import SecantNorm
+from replacement.secant.rule import SecantRule, mixed
+from replacement.secant.slopes import slope
+
+Two = tuple[Float[Tensor, "pos feature"], Float[Tensor, "pos feature"]]
+"""Of the clean run, and of the other."""
+
+
+class Change(NamedTuple):
+    """Features of two runs: Δa = rate · Δpre (+ gate_rate · Δg) + switched."""
+
+    active: Active
+    """Features active in either run; `activation` is Δa, `gate` the rate."""
+    switched: Float[Tensor, " node"]
+    """What switching on or off made of Δa: the mean pre-activation times Δgate."""
+    gate_rate: Float[Tensor, " node"] | None = None
+    """Of a gated MLP: how Δa follows the branch that gates."""
+
+
+def change_of(layer: FeatureLayer, pre: Two) -> Change:
+    """Return how features changed, from their pre-activations in the clean and the other run.
+
+    An elementwise activation has a slope; one that switches is a gate times the pre-activation,
+    split by the product rule with means.
+    """
+    gates = layer.gate(pre[0]), layer.gate(pre[1])
+    worth = gates[0] * pre[0] - gates[1] * pre[1]
+    if isinstance(layer.activation, ReLU | Smooth):
+        rate, switched = slope(layer.activation, *pre), torch.zeros_like(worth)
+    else:
+        rate = mixed(gates[0], gates[1], 0.5)
+        switched = mixed(pre[0], pre[1], 0.5) * (gates[0] - gates[1])
+    on = (gates[0] != 0) | (gates[1] != 0)
+    dense = layer.activation.dense
+    found = active_from_gates(torch.ones_like(worth), on.to(worth.dtype), dense=dense)
+    place = found.pos, found.index
+    active = Active(found.index, found.offsets, worth[place], rate[place], found.n_features, dense)
+    return Change(active, switched[place])
+
+
+def gated_change_of(layer: GatedNeurons, pre: Two, branch: Two, rule: SecantRule) -> Change:
+    """Return how the neurons of a gated MLP changed; `branch`: what its activation acts on."""
+    gates = [layer.activation.gate(one) * one for one in branch]
+    worth = (gates[0] * pre[0] - gates[1] * pre[1]).flatten()
+    rate = mixed(gates[0], gates[1], rule.gated).flatten()
+    lean = mixed(pre[0], pre[1], 1 - rule.gated) * slope(layer.activation, *branch)
+    on = torch.ones_like(pre[0])
+    found = active_from_gates(on, on, dense=True)
+    active = Active(found.index, found.offsets, worth, rate, found.n_features, True)
+    return Change(active, torch.zeros_like(worth), lean.flatten())
+
+
+class SecantMLP(HeldMLP):
+    """An MLP between two runs; its nodes read the difference of the normed stream."""
+
+    constants_are = "switch"
+
+    def __init__(
+        self,
+        layer: int,
+        features: FeatureLayer,
+        change: Change,
+        entrance: SecantNorm,
+        joints: Sequence[Joint],
+        stages: tuple[int, tuple[int, ...]],
+        written: tuple[Float[Tensor, "pos d_model"], Float[Tensor, "pos d_model"]],
+        skip_output: Float[Tensor, "pos d_model"] | None,
+    ) -> None:
+        """`stages`: read and written ones; `written`: Δoutput and Δerror."""
+        FeatureNodes.__init__(self, layer, change.active, features, joints, *written)
+        self.reads_at, self.write_stages = stages
+        self.change, self.entrance = change, entrance
+        self._with_skip(skip_output)
+
+    def _carry(
+        self, passed: Float[Tensor, " active"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        active, features = self.active, self.features
+        at_input = active.combine(features.read, passed * active.gate)
+        if self.change.gate_rate is not None:
+            assert isinstance(features, GatedNeurons)
+            at_input += active.combine(features.gate_read, passed * self.change.gate_rate)
+        return self._pulled(at_input), active.sum_by_pos(passed * self.change.switched)
+
+    def _pulled(self, at_input: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        return self.entrance.back(at_input)
+
+    def _constant(self, at_input: Float[Tensor, "node d_model"]) -> Float[Tensor, " node"]:
+        return at_input.new_zeros(len(at_input))  # biases make no difference
+
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+        active, features, pos = self.active, self.features, self.positions()[nodes]
+        at_outputs = self._at_outputs(gradients)
+        is_feature = nodes < self.n_active
+        chosen = nodes[is_feature]
+        index = active.index[chosen]
+        passed = (features.write[index] * at_outputs[active.pos[chosen]]).sum(-1)
+        vector = at_outputs.new_empty(len(nodes), self.error.shape[-1])
+        read = (passed * active.gate[chosen])[:, None] * features.read[index]
+        if self.change.gate_rate is not None:
+            assert isinstance(features, GatedNeurons)
+            rate = passed * self.change.gate_rate[chosen]
+            read = read + rate[:, None] * features.gate_read[index]
+        vector[is_feature] = read
+        if features.skip is not None:
+            around = self.joints[0].back(gradients[0])[pos[~is_feature]]
+            vector[~is_feature] = around @ features.skip
+        switched = at_outputs.new_zeros(len(nodes))
+        switched[is_feature] = passed * self.change.switched[chosen]
+        return self._local(vector, pos, switched)
+
+    def _reads(
+        self,
+        coefficient: Float[Tensor, " node"],
+        pos: Int[Tensor, " node"],
+        index: Int[Tensor, " node"],
+    ) -> Reads:
+        vector = coefficient[:, None] * self.features.read[index]
+        return self._local(vector, pos, torch.zeros_like(coefficient))
+
+    def _local(
+        self,
+        vector: Float[Tensor, "node d_model"],
+        pos: Int[Tensor, " node"],
+        bias: Float[Tensor, " node"],
+    ) -> Reads:
+        factor = vector.new_zeros(len(vector), 1, self.n_pos)
+        factor[torch.arange(len(vector), device=pos.device), 0, pos] = 1
+        return Reads(self.entrance.back_at(vector, pos)[:, None], factor, bias, "mlp")
