@@ -9,14 +9,15 @@ from attribution.sweep import sweep
 from circuits.testing import attributions_of, removals_of, tested_nodes
 from graphs.graph import Graph
 from replacement.run import Run
+from replacement.secant import RunPair, SecantRule
 from replacement.target import Target
 
 TOLERANCE = 1e-3
 """Share of the largest number by which another machine's rounding may differ."""
 
 
-def run_of_circuit(graph: Graph, model: Any) -> Run:
-    """Return the prompt of a circuit run anew by `model`.
+def run_of_circuit(graph: Graph, model: Any) -> Run | RunPair:
+    """Return the prompt of a circuit (of a contrast, both) run anew by `model`.
 
     Raises TypeError or ValueError unless the model, its layers and its weights give the target and
     the node table's `ungated` attributions as they were saved.
@@ -34,7 +35,11 @@ def run_of_circuit(graph: Graph, model: Any) -> Run:
     if model.read_as != meta.get("layers"):
         raise ValueError(f"the model given is read as {model.read_as}. {origin}")
     try:
-        run = model.run(meta["token_ids"], errors=meta.get("errors", True))
+        clean: Run = model.run(meta["token_ids"], errors=meta.get("errors", True))
+        run: Run | RunPair = clean
+        if "against" in meta:
+            other = model.run(meta["against"]["token_ids"], errors=clean.errors)
+            run = RunPair(clean, other, SecantRule(**meta["rule"]))
         target = run.target(meta["target"]["terms"])
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as problem:
         reason = f"{type(problem).__name__}: {problem}"

@@ -15,7 +15,7 @@ from circuits.testing import removals_of
 from graphs.graph import Graph
 from graphs.names import node_names, readable
 from replacement.edits import Removal, number_of
-from replacement.held import Gradients, Sublayer
+from replacement.held import Gradients, Reads, Sublayer
 from replacement.layers import Lorsa
 from replacement.run import Run
 from replacement.scores import rest_weights, scores_of
@@ -144,6 +144,7 @@ def _moved(
     """The node's attribution by the position it was read at."""
     node = torch.tensor([number_of(layer, row)], device=pattern.device)
     reads = layer.reads(gradients, node)
+    assert isinstance(reads, Reads), "of one run"
     read = run.residuals[layer.reads_at] @ reads.vector[0, 0]
     return reads.factor[0, 0] * read + reads.constant * pattern / pattern.sum()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from circuits.attention import AttentionOf
-    from circuits.testing import KnockOuts
+    from circuits.testing import KnockOuts, Patches
 
 
 class Circuit:
@@ -116,18 +116,20 @@ class Circuit:
 
         return Circuit(self.data, run_of_circuit(self.data, model))
 
-    def test(self, *, batch: int | None = None, progress: bool = True) -> "KnockOuts":
+    def test(self, *, batch: int | None = None, progress: bool = True) -> "KnockOuts | Patches":
         """Return predicted and measured effects of knocking out every node, one at a time.
 
-        See `circuits.testing.knock_out_each`. `batch`: so many at once; by default as many as keep
-        the memory small. Raises ValueError for a circuit without a model.
+        In a contrast every node is set to what it was in the other run instead. See
+        `circuits.testing.knock_out_each` and `patch_each`. `batch`: so many at once; by default as
+        many as keep the memory small. Raises ValueError for a circuit without a model.
         """
-        from circuits.testing import knock_out_each
+        from circuits.testing import knock_out_each, patch_each
 
         if batch is not None and (not isinstance(batch, int) or batch < 1):
             raise ValueError(f"circuit.test(batch={batch!r}): how many at once, 1 or more.")
         run = self._attached("test")
-        return knock_out_each(self.data, run, batch=batch, progress=progress)
+        each = patch_each if "against" in self.meta else knock_out_each
+        return each(self.data, run, batch=batch, progress=progress)
 
     def attention(self, node: int | str, *, keys: int = 2, max_nodes: int = 64) -> "AttentionOf":
         """Return what a head or Lorsa head moved from which key, and why it looked there.
@@ -155,6 +157,11 @@ class Circuit:
                 raise ValueError(
                     f"circuit.attention({name}={count!r}): a whole number, {least} or more."
                 )
+        if "against" in self.meta:
+            raise ValueError(
+                "circuit.attention(...): in a contrast the edges with via q and k say why a head "
+                "looked elsewhere. For the scores of one run, trace without against=."
+            )
         return attention_of(
             self.data, self._attached("attention"), node, keys=keys, max_nodes=max_nodes
         )

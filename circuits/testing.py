@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from graphs.nodes import INTERIOR
 from replacement.edits import Removal, free_knock_outs, held_knock_outs, number_of
 from replacement.held import Sublayer
 from replacement.run import Run
+from replacement.secant import RunPair
 
 ROW_BUDGET = 2**22
 """Numbers of the residual stream that one batch of knock-outs may hold."""
@@ -41,10 +43,7 @@ class KnockOuts:
     @property
     def correlation(self) -> float:
         """Pearson correlation of predicted and free changes; NaN where one is constant."""
-        predicted, free = self._column("predicted"), self._column("free")
-        if len(predicted) < 2 or not predicted.std() or not free.std():
-            return float("nan")
-        return float(np.corrcoef(predicted, free)[0, 1])
+        return _correlation(self._column("predicted"), self._column("free"))
 
     def _column(self, name: str) -> np.ndarray:
         return np.asarray(self.table[name], dtype=float)
@@ -61,6 +60,13 @@ class KnockOuts:
                 f"free: the real model's reaction correlates {self.correlation:.2f} with predicted",
             ]
         )
+
+
+def _correlation(predicted: Any, measured: Any) -> float:
+    one, two = np.asarray(predicted, dtype=float), np.asarray(measured, dtype=float)
+    if len(one) < 2 or not one.std() or not two.std():
+        return float("nan")
+    return float(np.corrcoef(one, two)[0, 1])
 
 
 def knock_out_each(graph: Graph, run: Run, *, batch: int | None, progress: bool) -> KnockOuts:
@@ -106,6 +112,61 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int | None, progress: bool)
         index=nodes.index,
     )
     return KnockOuts(table, target.value)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Predicted against measured: every node of a contrast set to what it was in the other run."""
+
+    table: pd.DataFrame
+    """Indexed by node: name, predicted, free: changes of the target in the clean run."""
+    value: float
+    """The target's difference between the runs."""
+
+    @property
+    def correlation(self) -> float:
+        """Pearson correlation of predicted and measured changes; NaN where one is constant."""
+        return _correlation(self.table["predicted"], self.table["free"])
+
+    def __repr__(self) -> str:
+        order = np.argsort(-np.abs(self.table["predicted"].to_numpy()), kind="stable")[:8]
+        strongest = self.table.iloc[order].set_index("name")
+        return "\n".join(
+            [
+                f"patched one at a time: {len(self.table)} nodes; change of the target",
+                strongest.to_string(float_format=lambda number: f"{number:.4f}"),
+                f"the real model's reaction correlates {self.correlation:.2f} with predicted",
+            ]
+        )
+
+
+def patch_each(graph: Graph, pair: RunPair, *, batch: int | None, progress: bool) -> Patches:
+    """Return the effect on the target of patching each node, predicted and measured.
+
+    A node's vector in the clean run is replaced by that in the other run, and the real model
+    computes the rest, nothing held. *predicted*: minus the node's attribution.
+    """
+    target = pair.target(graph.meta["target"]["terms"])
+    clean = pair.clean.target(graph.meta["target"]["terms"]).value
+    nodes = tested_nodes(graph)
+    removals = removals_of(nodes)
+    batch = batch or max(1, min(64, ROW_BUDGET // pair.token_writes.numel()))
+    free: list[float] = []
+    with torch.no_grad():
+        starts = range(0, len(removals), batch)
+        for start in tqdm(starts, desc="patches", delay=1.0, disable=not progress, leave=False):
+            some = removals[start : start + batch]
+            free += (free_knock_outs(target, some) - clean).tolist()
+    names = dict(zip(graph.nodes.index, node_names(graph), strict=True))
+    table = pd.DataFrame(
+        {
+            "name": [names[node] for node in nodes.index],
+            "predicted": -nodes["attribution"],
+            "free": np.asarray(free, dtype=float),
+        },
+        index=nodes.index,
+    )
+    return Patches(table, target.value)
 
 
 def tested_nodes(graph: Graph) -> pd.DataFrame:

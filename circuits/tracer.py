@@ -1,5 +1,6 @@
 """From a target to its circuit: the stages in order. Start reading the library here."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +15,9 @@ from attribution.flow import flow_edges
 from attribution.plan import check_request, node_limit, refuse_too_many
 from attribution.sweep import GateRule, Sweep, traced_sweep
 from circuits.circuit import Circuit
+from circuits.contrasting import condition_of, contrasted
 from replacement.held import Sublayer
+from replacement.secant import RunPair
 from replacement.target import Target
 
 
@@ -22,6 +25,7 @@ def trace(
     target: Target,
     threshold: int | float = 0.005,
     *,
+    against: Any = None,
     max_nodes: int | None = None,
     gate: GateRule = "absolute",
     progress: bool = True,
@@ -42,6 +46,11 @@ def trace(
         Made by `run.logit(" Mary") - run.logit(" John")`, `run.feature(...)`, `run.direction(...)`.
     threshold
         Share of max(|target|, 1e-3 · sum of |leaf|) that a node must contribute; 0 keeps all.
+    against
+        Another run of the same model and length, or a prompt for one (names swapped, a year
+        changed): explain by how much the target exceeds what it is there. Nothing is held then:
+        patterns, norms and gates move too, edges carry `via` q, k, v or mlp, and what features did
+        by switching on or off is in `in_switch` (docs/contrast.md).
     max_nodes
         Keep at most so many nodes, the strongest of an ungated sweep (skips of transcoders, which
         no threshold stops, are not counted). Default: no bound, except 500 where every neuron is
@@ -68,8 +77,10 @@ def trace(
     """
     check_request(target, max_nodes)
     _check_rule(threshold, gate)
-    run = target.run
     with torch.no_grad():
+        if against is not None:
+            target = contrasted(target, against)
+        run = target.run
         sublayers, limit = run.sublayers, node_limit(run, max_nodes)
         swept, ungated, cutoff = traced_sweep(target, threshold, rule=gate, limit=limit)
         refuse_too_many(sublayers, swept.kept(), run)
@@ -108,6 +119,21 @@ def _meta(
     """Where the circuit comes from: enough to make it again, and no time stamp."""
     run, model = target.run, target.run.model
     off = abs(swept.leaves.total() - target.value)
+    magnitude = swept.leaves.magnitude()
+    of_contrast = {}
+    if isinstance(run, RunPair):
+        switched = float(swept.leaves.switch.abs().sum())
+        of_contrast = {
+            "against": {
+                "prompt": run.other.prompt,
+                "token_ids": run.other.token_ids.tolist(),
+                "tokens": run.other.tokens,
+                "value": run.clean.target([term.as_data() for term in target.terms]).value
+                - target.value,
+            },
+            "rule": dataclasses.asdict(run.rule),
+            "condition": condition_of(target, magnitude, switched),
+        }
     return {
         "model": model.name,
         "layers": model.read_as,
@@ -127,8 +153,9 @@ def _meta(
         "max_nodes": limit,
         "cutoff": cutoff,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "checks": {"closure": off / max(swept.leaves.magnitude(), 1e-300)},
+        "checks": {"closure": off / max(magnitude, 1e-300)},
         "versions": dict(_versions()),
+        **of_contrast,
     }
 
 

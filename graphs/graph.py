@@ -98,9 +98,9 @@ class Graph:
         """The largest share by which a node breaks one of the conservation laws; 0 is exact.
 
         The laws stand in ``graphs.nodes``. At each node and law it is |sum of terms - attribution|
-        / max(sum of |terms|, |target's value|), the terms being flows, in_bias, in_error and
-        in_pruned, or flows and out_pruned; what is returned is the maximum. Where attribution is
-        the only number that is not 0 the share is 1.
+        / max(sum of |terms|, |target's value|), the terms being flows, in_bias, in_error, in_pruned
+        and in_switch, or flows and out_pruned; what is returned is the maximum. Where attribution
+        is the only number that is not 0 the share is 1.
 
         >>> from graphs.example import worked_example
         >>> worked_example().conservation()
@@ -110,18 +110,20 @@ class Graph:
         writes = self.is_kind(*SOURCES, *INTERIOR)
         writer, reader = self.ends()
         return max(
-            self._deviation(reader, ("in_bias", "in_error", "in_pruned"), reads),
+            self._deviation(reader, ("in_bias", "in_error", "in_pruned", "in_switch"), reads),
             self._deviation(writer, ("out_pruned",), writes),
         )
 
     def explained(self) -> pd.Series:
         """What the target's value is made of: token, position, error, bias, pruned; they sum to it.
 
+        In a contrast of two runs also switch.
+
         token and position: sum of attribution - out_pruned of those rows; error, bias: sums of
         in_error and in_bias over interior nodes and the target; pruned: sum of in_pruned over the
-        same less sum of out_pruned over interior nodes. Why they add up: sum law 1 over interior
-        and target, law 2 over interior and sources. Both contain the sum of all flows and the
-        interior attributions once; subtracting leaves value = the five sums.
+        same less sum of out_pruned over interior nodes; switch: sum of in_switch. Why they add up:
+        sum law 1 over interior and target, law 2 over interior and sources. Both contain the sum of
+        all flows and the interior attributions once; subtracting leaves value = these sums.
 
         >>> from graphs.example import worked_example
         >>> worked_example().explained().to_dict()
@@ -137,6 +139,9 @@ class Graph:
             "bias": self.column("in_bias")[readers].sum(),
             "pruned": cut - self.column("out_pruned")[self.is_kind(*INTERIOR)].sum(),
         }
+        switched = self.column("in_switch")
+        if switched.any():
+            parts["switch"] = switched[readers].sum()
         return pd.Series(parts, dtype=float, name="explained")
 
     def _deviation(self, at: np.ndarray, columns: tuple[str, ...], rows: np.ndarray) -> float:

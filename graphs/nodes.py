@@ -21,6 +21,7 @@ Node table
     in_bias                 float   part of its attribution that came from constants
     in_error                float   ... from what the replacement layers miss
     in_pruned               float   ... from nodes and edges that were cut
+    in_switch               float   ... from itself switching on or off between two runs
     out_pruned              float   part of its attribution that went to what was cut
     ======================  ======  ============================================================
 
@@ -35,8 +36,8 @@ Edge table
 The conservation law (Identity 2 of docs/design.md), for every interior node and the target, and for
 every interior node, token and position:
 
-    sum of flow in  + in_bias + in_error + in_pruned = attribution
-    sum of flow out + out_pruned                     = attribution
+    sum of flow in  + in_bias + in_error + in_pruned + in_switch = attribution
+    sum of flow out + out_pruned                                 = attribution
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ NODE_COLUMNS: dict[str, type] = {
     "in_bias": float,
     "in_error": float,
     "in_pruned": float,
+    "in_switch": float,
     "out_pruned": float,
 }
 EDGE_COLUMNS: dict[str, type] = {

@@ -1,7 +1,7 @@
 """Our own file, ``.circuit``: a zip of one JSON head and one array per column; nothing is executed.
 
 ``head.json``
-    ``{"format": "linear-circuits", "version": 1, "counts": {"nodes": n, "edges": m},
+    ``{"format": "linear-circuits", "version": 2, "counts": {"nodes": n, "edges": m},
     "meta": {…}, "words": {…}}``
 ``nodes.node.npy``, ``nodes.layer.npy``, … ``edges.flow.npy``, …
     One column each, as ``numpy.save`` writes it, little-endian int64 or float64. A column of text
@@ -28,10 +28,18 @@ from graphs.graph import Graph
 from graphs.nodes import EDGE_COLUMNS, NODE_COLUMNS
 
 FORMAT = "linear-circuits"
-VERSION = 1
-# From version v to v + 1. Each takes and returns
-# {"head": dict, "arrays": {"nodes.layer": array, …}}.
-MIGRATIONS: dict[int, Callable[[dict], dict]] = {}
+VERSION = 2
+
+
+def _with_switch(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew no contrasts, so that nothing came from switching."""
+    arrays = content["arrays"]
+    arrays.setdefault("nodes.in_switch", np.zeros(len(arrays.get("nodes.node", ()))))
+    return content
+
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _with_switch}
+"""From version v to v + 1. Each takes and returns {"head": dict, "arrays": {name: array}}."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _TABLES = {"nodes": {"node": int, **NODE_COLUMNS}, "edges": EDGE_COLUMNS}

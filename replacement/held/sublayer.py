@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,6 +86,7 @@ class Reads(NamedTuple):
         return {self.via: total}
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What flow edges are made of: how nodes read whatever was written."""
 

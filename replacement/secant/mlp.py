@@ -62,6 +62,11 @@ def gated_change_of(layer: GatedNeurons, pre: Two, branch: Two, rule: SecantRule
     return Change(active, torch.zeros_like(worth), lean.flatten())
 
 
+def largest_rate(change: Change) -> float:
+    """Return the largest |rate| at which a feature passes a difference on."""
+    return float(change.active.gate.abs().max()) if len(change.active) else 0.0
+
+
 class SecantMLP(HeldMLP):
     """An MLP between two runs; its nodes read the difference of the normed stream."""
 

@@ -96,6 +96,14 @@ class RunPair:
     def position_writes(self) -> Float[Tensor, "pos d_model"]:
         return torch.zeros_like(self.token_writes)
 
+    @property
+    def logits(self) -> Float[Tensor, "pos d_vocab"]:
+        return self.clean.logits
+
+    def target(self, terms: list[dict[str, Any]]) -> Target:
+        """Return the difference of the target that `Term.as_data` described."""
+        return self.difference(self.clean.target(terms))
+
     def stream(self, stage: int) -> Two:
         """Return the residual stream of both runs at a stage."""
         return self.clean.residuals[stage], self.other.residuals[stage]
