@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from circuits import Circuit, ReplacementModel, Run, load, plan, read, trace
+from circuits.reading import MLP, ModelFacts, located
 from graphs.files.archive import array_bytes
 from replacement.checkpoints import save_transcoders
 from replacement.layers import BatchTopK
@@ -45,6 +46,7 @@ from tests.circuits.folders import (
 from tests.samples import Shape, random_gpt2, random_transcoder
 
 LONGEST = 900
+GEMMA = ModelFacts("google/gemma-2-2b", "gemma2", 26, 2304, None)
 KNOWN = ("GPT2LMHeadModel", "docs/architectures.md")
 OFFERED = ("four-tasks", "hub name")
 
@@ -860,8 +862,8 @@ MODELS = [
     Mistake(
         "unknown attention",
         lambda _: load(text_model(), attention="head"),
-        FileNotFoundError,
-        ("attention='head'", "Did you mean 'heads'?", '"lorsa"'),
+        ValueError,
+        ("attention='head'", "Nearest: 'heads'", '"lorsa"'),
     ),
     Mistake(
         "Lorsa of a model that brings none",
@@ -878,8 +880,8 @@ MODELS = [
     Mistake(
         "an unknown word in a list",
         lambda _: load(text_model(), attention=["head"]),
-        FileNotFoundError,
-        ("attention='head'", "Did you mean 'heads'?"),
+        ValueError,
+        ("attention='head'", "Nearest: 'heads'"),
     ),
     Mistake(
         "errors that is no yes or no",
@@ -959,8 +961,50 @@ LAYERS = [
     Mistake(
         "a misspelt kind",
         lambda _: load(text_model(), mlp="neuron"),
+        ValueError,
+        ("neuron", "Nearest: 'neurons'", "circuits list"),
+    ),
+    Mistake(
+        "a misspelt set",
+        lambda _: load(text_model(), mlp="gpt2-transcoder"),
+        ValueError,
+        ("mlp='gpt2-transcoder'", "no layers of that name", "'gpt2-transcoders'", "circuits list"),
+    ),
+    Mistake(
+        "no name of a set",
+        lambda _: load(text_model(), mlp=""),
+        ValueError,
+        ("mlp=''", "no layers of that name", "circuits list", "user/repo"),
+    ),
+    Mistake(
+        "a set of another model",
+        lambda _: load(text_model(), mlp="gpt2-transcoders"),
+        ValueError,
+        ("'gpt2-transcoders'", "12 layers, vectors of 768", "2 layers and vectors of 8", "list"),
+    ),
+    Mistake(
+        "a set for the other argument",
+        lambda _: load(text_model(), attention=["heads", "gpt2-transcoders@v2"]),
+        ValueError,
+        ("attention='gpt2-transcoders@v2'", "replace mlp", "load(mlp='gpt2-transcoders@v2')"),
+    ),
+    Mistake(
+        "a set that cannot be read",
+        lambda _: load(text_model(), mlp="gpt2-clt-16k"),
+        ValueError,
+        ("'gpt2-clt-16k'", "cannot be read", "converts it", "circuits list"),
+    ),
+    Mistake(
+        "a set with several layers for one place",
+        lambda _: located(MLP, "gemma-scope-transcoders", GEMMA),
+        ValueError,
+        ("several layers for one place", "mlp='gemma-scope-transcoders/layer_3/width_16k"),
+    ),
+    Mistake(
+        "layers by hub name without a network",
+        lambda _: load(text_model(), mlp="user/repo/sub@v2"),
         FileNotFoundError,
-        ("neuron", "Did you mean 'neurons'?"),
+        ("user/repo/sub@v2", "not in the cache", "HF_HUB_OFFLINE is set", "once with a network"),
     ),
     Mistake(
         "a folder that holds no transcoders",
