@@ -35,12 +35,16 @@ Minus = Annotated[
 ]
 Mlp = Annotated[
     str | None,
-    typer.Option(help='What MLPs are read as: "neurons", "transcoders", or a folder of them.'),
+    typer.Option(
+        help='What MLPs are read as: "neurons", "transcoders", a folder of them, or a published '
+        "set (circuits list)."
+    ),
 ]
 Attention = Annotated[
     str | None,
     typer.Option(
-        help='What attention is read as: "heads", "lorsa", "attention-saes", or a folder of them.'
+        help='What attention is read as: "heads", "lorsa", "attention-saes", a folder of either, '
+        "or a published set (circuits list)."
     ),
 ]
 Threshold = Annotated[float, typer.Option(help="Share of the target a node must contribute.")]
@@ -132,19 +136,45 @@ def plan(
     max_nodes: MaxNodes = None,
     device: Device = None,
     dtype: Dtype = None,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="Stop before a weight is read or fetched.")
+    ] = False,
 ) -> None:
-    """Print what a trace would cost: nodes, passes, bytes.
+    """Print what loading and a trace would cost: bytes to download, memory, nodes, passes.
 
     Example: circuits plan four-tasks "The war lasted from the year 17 32 to the year 17" --explain
     " 50"
     """
     import circuits
+    from circuits.loading_plan import loading_plan
 
     with _explained_errors():
+        needed = loading_plan(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        typer.echo(str(needed))
+        if dry:
+            return
         loaded = circuits.load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
         target = _target(loaded, prompt, explain, minus)
         typer.echo(f"target   {target.label} = {target.value:.4f}")
         typer.echo(str(circuits.plan(target, max_nodes)))
+
+
+@app.command("list")
+def list_sets(
+    model: Annotated[str | None, typer.Argument(help="Only layers of this model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, all columns.")] = False,
+) -> None:
+    """Print the bundled models and the published sets of layers: --mlp NAME or --attention NAME.
+
+    Sizes with ~ are computed from shapes. Needs no network and no torch.
+
+    Example: circuits list gpt2
+    """
+    from circuits.catalogue import rows, table
+
+    with _explained_errors():
+        shown = rows(model)
+    typer.echo(json.dumps(shown, indent=1) if as_json else table(shown))
 
 
 @app.command()

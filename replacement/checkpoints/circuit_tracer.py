@@ -31,6 +31,7 @@ from replacement.checkpoints.dictionaries import (
 )
 from replacement.checkpoints.files import check_tensors, read_tensors
 from replacement.checkpoints.gemma_scope import read_npz, scope_parts
+from replacement.checkpoints.hub import SCHEME, fetch_files, source_of
 from replacement.checkpoints.places import Place
 
 CONFIG = "config.yaml"
@@ -116,13 +117,18 @@ def _listed(folder: Path, listed: object) -> Sequence[Path]:
             "Correct it."
         )
     files = []
+    sources = [source_of(entry) for entry in listed if entry.startswith(SCHEME)]
+    fetched = iter(fetch_files([source for source in sources if source is not None]))
     for entry in listed:
-        if "://" in entry:
+        if entry.startswith(SCHEME) and source_of(entry) is not None:
+            files.append(next(fetched))
+        elif "://" in entry:
             raise ValueError(
-                f"{where}: lists {entry}, which is not on this machine. Download the files, and "
-                "list their paths (relative to the folder, or whole) instead."
+                f"{where}: lists {entry}; read here: paths (relative to the folder, or whole) and "
+                "hf://user/repo/path?revision=…. Correct it."
             )
-        files.append(folder / entry)
+        else:
+            files.append(folder / entry)
         if not files[-1].is_file():
             raise FileNotFoundError(f"{files[-1]}: missing, but {where} lists it. Copy it again.")
     return files

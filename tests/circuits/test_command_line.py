@@ -16,7 +16,7 @@ from circuits import read
 from circuits.cli import app
 from tests.circuits.folders import PROMPT, save_text_model
 
-COMMANDS = ("demo", "trace", "plan", "show")
+COMMANDS = ("demo", "trace", "plan", "list", "show")
 TASKS = ("ioi", "induction", "bracket", "greater_than")
 EXPLAIN = ("--explain", " Mary", "--minus", " John")
 
@@ -149,8 +149,9 @@ def test_plan_prints_the_cost_and_traces_nothing(
     monkeypatch.setattr(circuits.tracer, "traced_sweep", None)
     result = command("plan", model, PROMPT, *EXPLAIN)
     assert result.exit_code == 0, result.output
-    for words in ("target ", "nodes ", "passes ", "memory ", "free on cpu"):
+    for words in ("download 0 B", "weights  model", "target ", "nodes ", "passes ", "memory "):
         assert words in result.stdout
+    assert result.stdout.count("free on cpu") == 2
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -201,6 +202,8 @@ WRONG = [
     (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "a.pdf"), ("a.pdf", ".circuit, .svg")),
     (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "none/a.svg"), ("no folder", "mkdir -p")),
     (("plan", "{model}", PROMPT, *EXPLAIN, "--max-nodes", "0"), ("max_nodes=0",)),
+    (("plan", "{model}", PROMPT, *EXPLAIN, "--dry", "--mlp", "lorsa"), ("lorsa", "circuits list")),
+    (("list", "gpt-3"), ("gpt-3", "no layers", "Nearest: 'gpt2'", "google/gemma-2-2b")),
     (("show",), ("Missing argument",)),
     (("show", "none.circuit"), ("none.circuit", "no file")),
     (("show", "{model}"), ("not a file",)),
@@ -281,7 +284,7 @@ def test_demo_writes_where_it_is_told() -> None:
 
 def test_every_command_the_help_and_the_demo_propose_works() -> None:
     """The examples, run as they stand."""
-    for name in ("trace", "plan"):
+    for name in ("trace", "plan", "list"):
         text = " ".join(command(name, "--help").stdout.split())
         words = re.search(rf"Example: circuits ({name} .*?)(?= [╭│]|$)", text)
         assert words is not None, text

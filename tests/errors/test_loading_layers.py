@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from circuits import load
+from circuits.reading import MLP, ModelFacts, located
 from replacement.checkpoints import read_layers, save_transcoders
 from replacement.layers import BatchTopK, Transcoder
 from tests.circuits.folders import (
@@ -29,6 +31,7 @@ from tests.replacement.test_format_saelens import SAE, TRANSCODER
 
 HOOKS = ("ln2.hook_normalized", "hook_mlp_out")
 RESIDUAL = "blocks.0.hook_resid_pre"
+GEMMA = ModelFacts("google/gemma-2-2b", "gemma2", 26, 2304, None)
 
 
 def transcoders_without_threshold(folder: Path) -> Path:
@@ -39,6 +42,13 @@ def transcoders_without_threshold(folder: Path) -> Path:
         del activation["threshold"]
     (folder / "config.json").write_text(json.dumps(settings))
     return folder
+
+
+def arrays(folder: Path) -> Path:
+    """A folder with arrays as Gemma Scope has them."""
+    folder.mkdir()
+    np.savez(folder / "params.npz", W_enc=np.zeros((8, 4), dtype=np.float32))
+    return folder.parent
 
 
 def ours(folder: Path, n_layers: int = 2, d_model: int = 8) -> Path:
@@ -192,8 +202,50 @@ LAYERS = [
     Mistake(
         "a misspelt kind",
         lambda _: load(text_model(), mlp="neuron"),
+        ValueError,
+        ("neuron", "Nearest: 'neurons'", "circuits list"),
+    ),
+    Mistake(
+        "a misspelt set",
+        lambda _: load(text_model(), mlp="gpt2-transcoder"),
+        ValueError,
+        ("mlp='gpt2-transcoder'", "no layers of that name", "'gpt2-transcoders'", "circuits list"),
+    ),
+    Mistake(
+        "no name of a set",
+        lambda _: load(text_model(), mlp=""),
+        ValueError,
+        ("mlp=''", "no layers of that name", "circuits list", "user/repo"),
+    ),
+    Mistake(
+        "a set of another model",
+        lambda _: load(text_model(), mlp="gpt2-transcoders"),
+        ValueError,
+        ("'gpt2-transcoders'", "12 layers, vectors of 768", "2 layers and vectors of 8", "list"),
+    ),
+    Mistake(
+        "a set for the other argument",
+        lambda _: load(text_model(), attention=["heads", "gpt2-transcoders@v2"]),
+        ValueError,
+        ("attention='gpt2-transcoders@v2'", "replace mlp", "load(mlp='gpt2-transcoders@v2')"),
+    ),
+    Mistake(
+        "a set that cannot be read",
+        lambda _: load(text_model(), mlp="gpt2-clt-16k"),
+        ValueError,
+        ("'gpt2-clt-16k'", "cannot be read", "converts it", "circuits list"),
+    ),
+    Mistake(
+        "a set with several layers for one place",
+        lambda _: located(MLP, "gemma-scope-transcoders", GEMMA),
+        ValueError,
+        ("several layers for one place", "mlp='gemma-scope-transcoders/layer_3/width_16k"),
+    ),
+    Mistake(
+        "layers by hub name without a network",
+        lambda _: load(text_model(), mlp="user/repo/sub@v2"),
         FileNotFoundError,
-        ("neuron", "Did you mean 'neurons'?"),
+        ("user/repo/sub@v2", "not in the cache", "HF_HUB_OFFLINE is set", "once with a network"),
     ),
     Mistake(
         "a folder that holds no transcoders",
@@ -309,7 +361,7 @@ LAYERS = [
     ),
     Mistake(
         "Gemma Scope's files without hooks",
-        lambda folder: load(text_model(), mlp=pointers(folder, "layer_0/params.npz")),
+        lambda folder: load(text_model(), mlp=arrays(folder / "layer_0")),
         ValueError,
         ("do not say what", "ln2.hook_normalized", "read_layers", "give load the layers"),
     ),

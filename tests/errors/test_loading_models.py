@@ -393,8 +393,8 @@ MODELS = [
     Mistake(
         "unknown attention",
         lambda _: load(text_model(), attention="head"),
-        FileNotFoundError,
-        ("attention='head'", "Did you mean 'heads'?", '"lorsa"'),
+        ValueError,
+        ("attention='head'", "Nearest: 'heads'", '"lorsa"'),
     ),
     Mistake(
         "Lorsa of a model that brings none",
@@ -411,8 +411,8 @@ MODELS = [
     Mistake(
         "an unknown word in a list",
         lambda _: load(text_model(), attention=["head"]),
-        FileNotFoundError,
-        ("attention='head'", "Did you mean 'heads'?"),
+        ValueError,
+        ("attention='head'", "Nearest: 'heads'"),
     ),
     Mistake(
         "errors that is no yes or no",

@@ -191,7 +191,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no thresholds": (say(activation="jumprelu"), "jumprelu with a threshold"),
     "no list": (say(transcoders="layer_0.safetensors"), "transcoders is 'layer_0"),
     "empty list": (say(transcoders=[]), r"transcoders is \[\]"),
-    "not on this machine": (say(transcoders=["hf://a/b/c.npz"]), "not on this machine"),
+    "not of the hub": (say(transcoders=["s3://a/b/c.npz"]), "lists s3://a/b/c.npz; read here"),
+    "half a hub name": (say(transcoders=["hf://a"]), "lists hf://a; read here"),
 }
 
 
