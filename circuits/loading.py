@@ -18,10 +18,11 @@ from circuits.reading import ATTENTION, MLP, chosen_layers
 from replacement.checking import check_rebuilt
 from replacement.families import family_of
 from replacement.model import ReplacementModel
+from replacement.precision import WithoutWeights, narrow_model
 from replacement.weights import norms_of
 
 BUNDLED = ("four-tasks",)
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
 
 def load(
@@ -54,8 +55,9 @@ def load(
         these words, a layer or None (heads) per attention layer. Default: bundled Lorsa where there
         is some, else heads.
     device, dtype
-        Default: those of a model in memory; else cuda where there is one, and float32. Attribution
-        needs float32 or float64.
+        Default: those of a model in memory; else cuda where there is one, and float32. With
+        "bfloat16" weights are kept in that type, half the memory, and all is computed in float32,
+        as if they had been rounded to it and loaded in float32.
 
     Raises
     ------
@@ -102,8 +104,8 @@ def _dtype(dtype: str | None, model: Any) -> torch.dtype:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(
-            f"load(dtype={dtype!r}): attribution runs in {' or '.join(DTYPES)}; weights stored "
-            "in a half type are converted as they are loaded."
+            f"load(dtype={dtype!r}): attribution runs in float32 or float64, and weights can be "
+            "kept in bfloat16; stored in another type they are converted as they are loaded."
         )
     return DTYPES[name]
 
@@ -126,6 +128,8 @@ def _device(device: str | None, model: Any) -> torch.device:
 
 def _converted(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The model itself where it fits as it is, otherwise a copy that does."""
+    if dtype == torch.bfloat16:
+        return narrow_model(model, device)
     first = next(iter(model.parameters()))
     if first.dtype == dtype and first.device == device:
         return model
@@ -197,11 +201,24 @@ def _from_pretrained(
             f"load({name!r}): the checkpoint lacks {len(wrong)} weights of this architecture, or "
             f"holds them in another shape: {', '.join(wrong[:4])}. Copy or download it again."
         )
+    if dtype == torch.bfloat16:
+        _with_float32_buffers(model, config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         tokenizer = None  # token ids work everywhere; text then says that there is no tokenizer
-    return _converted(model.eval(), dtype, device), tokenizer
+    return _converted(model.eval().to(device), dtype, device), tokenizer
+
+
+def _with_float32_buffers(model: nn.Module, config: Any) -> None:
+    """Compute anew what a bfloat16 model rounded: frequencies, factors of embeddings."""
+    stored = model.state_dict().keys()
+    with WithoutWeights():
+        exact = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, buffer in exact.named_buffers():
+        if name not in stored and buffer.is_floating_point() and not buffer.is_meta:
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, buffer)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from replacement.layers import (
     Transcoder,
 )
 from replacement.norms import Norm
+from replacement.precision import kept_in
 
 Dictionary = Transcoder | AttentionSAE
 
@@ -75,7 +76,7 @@ def converted(
 ) -> dict[str, Tensor]:
     """Return tensors in `dtype`, those named in `transposed` with their two axes exchanged."""
     return {
-        name: tensor.to(dtype).T.contiguous() if name in transposed else tensor.to(dtype)
+        name: kept_in(tensor.T.contiguous() if name in transposed else tensor, dtype)
         for name, tensor in tensors.items()
     }
 
