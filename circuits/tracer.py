@@ -127,6 +127,7 @@ def _meta(
         "max_nodes": limit,
         "cutoff": cutoff,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": str(model.weights_dtype).removeprefix("torch."),
         "checks": {"closure": off / max(swept.leaves.magnitude(), 1e-300)},
         "versions": dict(_versions()),
     }
