@@ -13,7 +13,7 @@ from circuits.catalogue import BUNDLED, bundled_folder
 from circuits.reading import ModelFacts
 from replacement.families import family_of
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def _dtype(dtype: str | None, model: Any) -> torch.dtype:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(
-            f"load(dtype={dtype!r}): attribution runs in {' or '.join(DTYPES)}; weights stored "
-            "in a half type are converted as they are loaded."
+            f"load(dtype={dtype!r}): attribution runs in float32 or float64, and weights can be "
+            "kept in bfloat16; stored in another type they are converted as they are loaded."
         )
     return DTYPES[name]
 

@@ -50,7 +50,12 @@ Attention = Annotated[
 Threshold = Annotated[float, typer.Option(help="Share of the target a node must contribute.")]
 MaxNodes = Annotated[int | None, typer.Option(help="Keep at most so many nodes.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cuda where there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32 (default) or float64.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32 (default), float64, or bfloat16 (weights kept so, computed in float32)."
+    ),
+]
 Output = Annotated[
     list[Path] | None,
     typer.Option("--output", "-o", help="Write here; the ending decides: .circuit or .svg."),

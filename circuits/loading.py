@@ -17,6 +17,7 @@ from circuits.loading_plan import plan_of
 from circuits.reading import ATTENTION, MLP, chosen_layers
 from replacement.checking import check_rebuilt
 from replacement.model import ReplacementModel
+from replacement.precision import WithoutWeights, narrow_model
 from replacement.weights import norms_of
 
 
@@ -52,8 +53,9 @@ def load(
         or a list with one of these, a layer or None (heads) per attention layer. Default: bundled
         Lorsa where there is some, else heads.
     device, dtype
-        Default: those of a model in memory; else cuda where there is one, and float32. Attribution
-        needs float32 or float64.
+        Default: those of a model in memory; else cuda where there is one, and float32. With
+        "bfloat16" weights are kept in that type, half the memory, and all is computed in float32,
+        as if they had been rounded to it and loaded in float32.
 
     Raises
     ------
@@ -86,6 +88,8 @@ def load(
 
 def _converted(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The model itself where it fits as it is, otherwise a copy that does."""
+    if dtype == torch.bfloat16:
+        return narrow_model(model, device)
     first = next(iter(model.parameters()))
     if first.dtype == dtype and first.device == device:
         return model
@@ -117,11 +121,24 @@ def _from_pretrained(found: Opened) -> tuple[nn.Module, Any]:
             f"load({name!r}): the checkpoint lacks {len(wrong)} weights of this architecture, or "
             f"holds them in another shape: {', '.join(wrong[:4])}. Copy or download it again."
         )
+    if found.dtype == torch.bfloat16:
+        _with_float32_buffers(model, found.config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         tokenizer = None  # token ids work everywhere; text then says that there is no tokenizer
-    return _converted(model.eval(), found.dtype, found.device), tokenizer
+    return _converted(model.eval().to(found.device), found.dtype, found.device), tokenizer
+
+
+def _with_float32_buffers(model: nn.Module, config: Any) -> None:
+    """Compute anew what a bfloat16 model rounded: frequencies, factors of embeddings."""
+    stored = model.state_dict().keys()
+    with WithoutWeights():
+        exact = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, buffer in exact.named_buffers():
+        if name not in stored and buffer.is_floating_point() and not buffer.is_meta:
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, buffer)
 
 
 @contextlib.contextmanager

@@ -154,6 +154,7 @@ def _meta(
         "cutoff": cutoff,
         "dtype": str(model.dtype).removeprefix("torch."),
         "checks": {"closure": off / max(magnitude, 1e-300)},
+        "weights": str(model.weights_dtype).removeprefix("torch."),
         "versions": dict(_versions()),
         **of_contrast,
     }

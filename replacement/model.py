@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replacement.checkpoints.files import all_finite
 from replacement.families import Family, family_of
 from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.precision import kept_in, kept_type
 from replacement.prompts import token_ids_of, token_text, token_texts
 from replacement.recording import run_of_record, substitutes
 from replacement.run import Run
@@ -60,7 +62,13 @@ class ReplacementModel:
 
     @property
     def dtype(self) -> torch.dtype:
+        """What runs and attribution are computed in."""
         return self.weights.unembedding.dtype
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """What weights are kept in: `dtype`, or bfloat16."""
+        return kept_type(self.weights.unembedding)
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +134,7 @@ class ReplacementModel:
         return (
             f"ReplacementModel({self.name}: {weights.n_layers} layers, width {weights.d_model}, "
             f"mlp={self.read_as['mlp']}, attention={self.read_as['attention']}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"{str(self.weights_dtype).removeprefix('torch.')} on {self.device})"
         )
 
 
@@ -142,8 +150,7 @@ def _check_weights(model: nn.Module) -> None:
                 f"the weight {name} is stored as {parameter.dtype}: a quantised model, whose "
                 "weights are not the numbers that are multiplied. Load it in a floating-point type."
             )
-        # a sum is finite unless a term is not (or it overflows, which the full test settles)
-        if not torch.isfinite(parameter.detach().sum()) and not torch.isfinite(parameter).all():
+        if not all_finite(parameter.detach()):
             count = int((~torch.isfinite(parameter)).sum())
             raise ValueError(
                 f"the weight {name} holds {count} NaN or infinite values, so every number would be "
@@ -152,9 +159,9 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _detached(part: Any) -> Any:
-    """A layer without gradients, as the model's own weights are read; nothing is copied."""
+    """A layer without gradients, as the model's own weights are read; no matrix is copied."""
     if isinstance(part, Tensor):
-        return part.detach()
+        return kept_in(part.detach(), part.dtype)
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         return part
     given = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
@@ -190,6 +197,7 @@ def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequen
             f"{len(layers)} replacement layers for a model of {n_layers} {what}s: one per layer is "
             "needed, first layer first (None where the model's own parts are to be the nodes)."
         )
+    layers = [_detached(layer) for layer in layers]
     for number, layer in enumerate(layers):
         if layer is None:
             continue
@@ -220,4 +228,4 @@ def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequen
                 f"{layer.read.device}, the model {dtype} on {unembedding.weight.device}. Load both "
                 "in the same dtype on the same device."
             )
-    return [_detached(layer) for layer in layers]
+    return layers

@@ -98,7 +98,7 @@ class ModelWeights:
     @cached_property
     def mean_unembedding(self) -> Float[Tensor, " d_model"]:
         """The mean row of the unembedding, which a centred logit leaves out."""
-        return self.unembedding.mean(0)
+        return torch.cat([part.mean(0) for part in self.unembedding.split(256, dim=1)])
 
 
 def read_weights(

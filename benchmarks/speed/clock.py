@@ -1,11 +1,12 @@
 """How long parts take beside a reference, and how much memory one adds."""
 
+import contextlib
 import ctypes
 import platform
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,29 +50,37 @@ def _timing(samples: list[tuple[float, float, float, float]]) -> Timing:
 def memory_growth(part: Part) -> float | None:
     """Return the megabytes `part` added to anonymous memory at its peak; None without /proc."""
     _return_freed_memory()
-    start, ended = _anonymous_kb(), threading.Event()
-    seen = [start]
+    start = memory_mb("RssAnon")
+    with sampled() as seen:
+        result = part()
+        seen.append(memory_mb("RssAnon"))
+        del result
+    return round(max(seen) - start, 1) if start else None
+
+
+@contextlib.contextmanager
+def sampled() -> Iterator[list[float]]:
+    """Yield a list that anonymous memory in megabytes is added to every millisecond."""
+    ended, seen = threading.Event(), [memory_mb("RssAnon")]
 
     def sample() -> None:
         while not ended.wait(0.001):
-            seen.append(_anonymous_kb())
+            seen.append(memory_mb("RssAnon"))
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
     try:
-        result = part()
-        seen.append(_anonymous_kb())
-        del result
+        yield seen
     finally:
         ended.set()
         sampler.join()
-    return round((max(seen) - start) * 1024 / 1e6, 1) if start else None
 
 
-def _anonymous_kb() -> int:
+def memory_mb(name: str) -> float:
+    """Return a line of this process' /proc status ("RssAnon", "VmHWM") in megabytes, or 0."""
     status = Path("/proc/self/status")
-    found = re.search(r"RssAnon:\s*(\d+)", status.read_text()) if status.exists() else None
-    return int(found[1]) if found else 0
+    found = re.search(rf"{name}:\s*(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
 def _return_freed_memory() -> None:

@@ -26,6 +26,7 @@ from replacement.layers import (
     Transcoder,
 )
 from replacement.norms import Norm
+from replacement.precision import kept_in
 
 Dictionary = Transcoder | CrossLayerTranscoder | AttentionSAE
 
@@ -76,7 +77,7 @@ def converted(
 ) -> dict[str, Tensor]:
     """Return tensors in `dtype`, those named in `transposed` with their two axes exchanged."""
     return {
-        name: tensor.to(dtype).T.contiguous() if name in transposed else tensor.to(dtype)
+        name: kept_in(tensor.T.contiguous() if name in transposed else tensor, dtype)
         for name, tensor in tensors.items()
     }
 

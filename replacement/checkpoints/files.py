@@ -100,8 +100,13 @@ def check_tensors(
             )
         if not tensor.is_floating_point():
             raise ValueError(f"{where}: {name} is {tensor.dtype}; weights are floating-point.")
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise ValueError(f"{where}: {name} holds NaN or infinite values. Copy the file again.")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether no value is NaN or infinite; nothing of the tensor's size is made for it."""
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 def stored(where: object, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -111,9 +116,9 @@ def stored(where: object, name: str, tensor: Tensor, dtype: torch.dtype) -> Tens
     """
     tensor = tensor.detach()
     converted = tensor.to(dtype, copy=True).contiguous()
-    if torch.isfinite(converted).all():
+    if all_finite(converted):
         return converted
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise ValueError(
             f"{where}: {name} holds NaN or infinite values, which no reader takes. Find where "
             "training diverged."

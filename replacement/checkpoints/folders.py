@@ -26,6 +26,7 @@ from replacement.checkpoints.layouts import (
     tensors_of,
 )
 from replacement.checkpoints.query_keys import EXACT
+from replacement.precision import kept_in
 
 FORMAT = "linear-circuits "
 VERSION = 2
@@ -120,7 +121,8 @@ def load_folder(
         tensors = read_tensors(path, device)
         check_tensors(path, tensors, layout.required, layout.optional, sizes)
         converted = {
-            name: tensor if name in EXACT else tensor.to(dtype) for name, tensor in tensors.items()
+            name: tensor if name in EXACT else kept_in(tensor, dtype)
+            for name, tensor in tensors.items()
         }
         where = f"{path.parent / CONFIG} with {path.name}"
         layer: Any = _rebuilt(layout, where, converted, settings)

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from replacement.precision import Narrow
+
 
 @dataclass(frozen=True, eq=False)
 class Active:
@@ -50,13 +52,14 @@ class Active:
             return (vectors @ rows.T).flatten()
         if len(self) == 0:
             return vectors.new_zeros(0)
+        rows, index = self._read(rows)
         with warnings.catch_warnings():  # PyTorch says once that its CSR tensors are in beta
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             pattern = torch.sparse_csr_tensor(
                 self.offsets,
-                self.index,
+                index,
                 vectors.new_zeros(len(self)),
-                (self.n_pos, self.n_features),
+                (self.n_pos, len(rows)),
                 check_invariants=False,
             )
         return torch.sparse.sampled_addmm(pattern, vectors, rows.T).values()
@@ -67,14 +70,24 @@ class Active:
         """Return, at every position, the sum of `coefficient * rows[index]` over its features."""
         if self.dense:
             return coefficient.view(self.n_pos, self.n_features) @ rows
+        rows, index = self._read(rows)
         return torch.nn.functional.embedding_bag(
-            self.index,
+            index,
             rows,
             self.offsets,
             per_sample_weights=coefficient,
             mode="sum",
             include_last_offset=True,
         )
+
+    def _read(
+        self, rows: Float[Tensor, "feature width"]
+    ) -> tuple[Float[Tensor, "used width"], Int[Tensor, " node"]]:
+        """Rows that hold those of all active features, and where: narrow ones are gathered."""
+        if not isinstance(rows, Narrow):
+            return rows, self.index
+        used, index = self.index.unique(return_inverse=True)
+        return rows[used], index
 
     def sum_by_pos(self, amount: Float[Tensor, " node"]) -> Float[Tensor, " pos"]:
         """Return the sum of `amount` over the features of each position."""

@@ -40,7 +40,7 @@ COMMANDS = [
     ),
     Mistake(
         "trace in an unknown type",
-        lambda folder: trace(folder, "four-tasks", "--dtype", "bfloat16"),
+        lambda folder: trace(folder, "four-tasks", "--dtype", "float16"),
         Refused,
         ("circuits: load(dtype='bfloat16')", "float32 or float64"),
     ),

@@ -388,7 +388,13 @@ MODELS = [
             ValueError,
             (f"dtype={wrong!r}", "float32 or float64"),
         )
-        for wrong in ("bfloat16", "float23", 32)
+        for wrong in ("float16", "float23", 32)
+    ),
+    Mistake(
+        "weights kept in bfloat16 changed in place",
+        lambda _: load(text_model(), dtype="bfloat16").hf_model.lm_head.weight.mul_(2),
+        RuntimeError,
+        ("kept in bfloat16", "Load the model in float32"),
     ),
     Mistake(
         "unknown attention",

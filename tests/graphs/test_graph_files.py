@@ -165,7 +165,7 @@ CORRUPTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "other format": (lambda: with_head(lambda h: h.update(format="zip")), "format 'zip'"),
     "version text": (lambda: with_head(lambda h: h.update(version="1")), "version '1'"),
     "version true": (lambda: with_head(lambda h: h.update(version=True)), "version True"),
-    "newer": (lambda: with_head(lambda h: h.update(version=2)), "Upgrade: pip install"),
+    "newer": (lambda: with_head(lambda h: h.update(version=3)), "Upgrade: pip install"),
     "no meta": (lambda: with_head(lambda h: h.pop("meta")), '"meta"'),
     "meta without tokens": (lambda: with_head(lambda h: h["meta"].pop("tokens")), "tokens"),
     "words gone": (lambda: with_head(lambda h: h["words"].pop("nodes.kind")), "nodes.kind"),
@@ -243,14 +243,29 @@ def test_an_older_file_is_carried_up_step_by_step(
         content["arrays"]["nodes.ungated"] = content["arrays"]["nodes.ungated"] * 2
         return content
 
-    monkeypatch.setattr(native, "VERSION", 3)
-    monkeypatch.setitem(native.MIGRATIONS, 1, renamed)
-    with pytest.raises(ValueError, match="cannot step from 2 to 3"):
+    monkeypatch.setattr(native, "VERSION", 4)
+    monkeypatch.setitem(native.MIGRATIONS, 2, renamed)
+    with pytest.raises(ValueError, match="cannot step from 3 to 4"):
         graphs.read_graph(path)
-    monkeypatch.setitem(native.MIGRATIONS, 2, lambda content: content)
+    monkeypatch.setitem(native.MIGRATIONS, 3, lambda content: content)
     graph = graphs.read_graph(path)
     assert graph.meta["threshold"] == 0.5
     assert graph.nodes["ungated"].tolist() == [32.0, 8.0, 16.0, 16.0, 8.0, 32.0]
+
+
+def test_a_file_of_version_1_opens(tmp_path: Path) -> None:
+    """It has no column `in_switch`: nothing switched."""
+    path = graphs.save(worked_example(), tmp_path / "old.circuit")
+    members = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            members[name] = archive.read(name)
+    del members["nodes.in_switch.npy"]
+    members["head.json"] = members["head.json"].replace(b'"version": 2', b'"version": 1')
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert graphs.read_graph(path).nodes.equals(worked_example().nodes)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])

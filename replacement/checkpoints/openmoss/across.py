@@ -24,6 +24,7 @@ from replacement.checkpoints.files import check_tensors, read_tensors
 from replacement.checkpoints.openmoss.dictionaries import settings, training_scale
 from replacement.checkpoints.openmoss.settings import CONFIG, MEAN_NORM, THRESHOLD, WEIGHTS
 from replacement.layers import CrossLayerTranscoder
+from replacement.precision import kept_in
 
 HOOKS = ("hook_points_in", "hook_points_out")
 
@@ -36,7 +37,7 @@ def read_openmoss_across(folder: Path, wanted: Wanted) -> list[CrossLayerTransco
     tensors = read_tensors(weights, wanted.device)
     means = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MEAN_NORM)}
     if THRESHOLD in tensors:  # log 0, a feature that is only rectified, is -inf
-        tensors[THRESHOLD] = tensors[THRESHOLD].to(wanted.dtype).exp()
+        tensors[THRESHOLD] = kept_in(tensors[THRESHOLD], wanted.dtype).exp()
     required = {"W_E": "layer d_model feature", "b_E": "layer feature"}
     for number in range(len(hooks)):
         required[f"W_D.{number}"] = f"{number + 1} feature d_model"
@@ -52,7 +53,7 @@ def read_openmoss_across(folder: Path, wanted: Wanted) -> list[CrossLayerTransco
         for names in hooks
     ]
     output_scales = torch.tensor(
-        [output for _, output in scales], dtype=wanted.dtype, device=wanted.device
+        [output for _, output in scales], dtype=torch.float64, device=wanted.device
     )
     layers = []
     for number, names in enumerate(hooks):
@@ -65,10 +66,10 @@ def read_openmoss_across(folder: Path, wanted: Wanted) -> list[CrossLayerTransco
         later = [tensors[f"W_D.{to}"][number] for to in range(number, len(hooks))]
         thresholds = tensors[THRESHOLD][number] if THRESHOLD in tensors else None
         parts = {
-            "read": tensors["W_E"][number].to(wanted.dtype).T.contiguous(),
-            "write": torch.stack(later, dim=1).to(wanted.dtype).flatten(1),
-            "read_bias": tensors["b_E"][number].to(wanted.dtype),
-            "write_bias": tensors[f"b_D.{number}"].to(wanted.dtype),
+            "read": kept_in(tensors["W_E"][number].T.contiguous(), wanted.dtype),
+            "write": kept_in(torch.stack(later, dim=1).flatten(1), wanted.dtype),
+            "read_bias": kept_in(tensors["b_E"][number], wanted.dtype),
+            "write_bias": kept_in(tensors[f"b_D.{number}"], wanted.dtype),
             "activation": activation_of(
                 path, config["act_fn"], wanted, k=config["top_k"], thresholds=thresholds
             ),

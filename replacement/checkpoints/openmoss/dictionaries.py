@@ -24,6 +24,7 @@ from replacement.checkpoints.dictionaries import (
 )
 from replacement.checkpoints.files import check_tensors, read_json, read_tensors
 from replacement.checkpoints.openmoss.settings import CONFIG, MEAN_NORM, THRESHOLD, WEIGHTS
+from replacement.precision import kept_in
 
 HOOKS = ("hook_point_in", "hook_point_out")
 DEFAULTS: dict[str, Any] = {
@@ -52,7 +53,7 @@ def read_openmoss(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
     if config["act_fn"] == "jumprelu":
         required[THRESHOLD] = "feature"
     if THRESHOLD in tensors:  # log 0, a feature that is only rectified, is -inf
-        tensors[THRESHOLD] = tensors[THRESHOLD].to(wanted.dtype).exp()
+        tensors[THRESHOLD] = kept_in(tensors[THRESHOLD], wanted.dtype).exp()
     check_tensors(folder / WEIGHTS, tensors, required, {}, {"d_model": config["d_model"]})
     held = converted(tensors, wanted.dtype, transposed=("W_E",))
     bias = held.get("b_D")

@@ -40,6 +40,7 @@ from replacement.layers import (
     TopK,
     rotary,
 )
+from replacement.precision import kept_in
 
 
 def load_openmoss_lorsa(
@@ -166,7 +167,7 @@ def _weights(
         if name not in BUFFERS and not name.startswith(MEAN_NORM)
     }
     if THRESHOLD in kept:  # log 0, a feature that is only rectified, is -inf
-        kept[THRESHOLD] = kept[THRESHOLD].to(dtype).exp()
+        kept[THRESHOLD] = kept_in(kept[THRESHOLD], dtype).exp()
     sizes = {name: config[name] for name in ("d_model", "d_qk_head")}
     check_tensors(path, kept, required, {}, sizes)
     repeats, rest = divmod(config["n_qk_heads"], kept["W_Q"].shape[0])
@@ -175,7 +176,7 @@ def _weights(
             f"{path}: {kept['W_Q'].shape[0]} query-key heads for n_qk_heads "
             f"{config['n_qk_heads']} in {CONFIG}; it must be a multiple. Correct n_qk_heads."
         )
-    converted = {name: tensor.to(dtype) for name, tensor in kept.items()}
+    converted = {name: kept_in(tensor, dtype) for name, tensor in kept.items()}
     for name in (*QUERY_KEYS, *(NORMS if config["use_post_qk_ln"] else ())):
         converted[name] = converted[name].repeat_interleave(repeats, dim=0)
     converted.setdefault("b_D", torch.zeros_like(converted["W_O"][0]))
