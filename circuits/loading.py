@@ -16,9 +16,19 @@ from circuits.arguments import Opened, opened
 from circuits.loading_plan import plan_of
 from circuits.reading import ATTENTION, MLP, chosen_layers
 from replacement.checking import check_rebuilt
+from replacement.checkpoints.files import is_pointer, unreadable
 from replacement.model import ReplacementModel
 from replacement.precision import WithoutWeights, narrow_model
 from replacement.weights import norms_of
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 
 
 def load(
@@ -109,6 +119,9 @@ def _from_pretrained(found: Opened) -> tuple[nn.Module, Any]:
                 ignore_mismatched_sizes=True,  # refused below, with names
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+        for file in found.facts.folder.glob("*.safetensors") if found.facts.folder else ():
+            if is_pointer(file):
+                raise unreadable(file, "") from None
         reason = str(problem).strip().splitlines()[0]
         raise ValueError(
             f"load({name!r}): its weights cannot be read ({reason}). Copy or download them again."
@@ -123,11 +136,28 @@ def _from_pretrained(found: Opened) -> tuple[nn.Module, Any]:
         )
     if found.dtype == torch.bfloat16:
         _with_float32_buffers(model, found.config)
+    return _converted(model.eval().to(found.device), found.dtype, found.device), _tokenizer(found)
+
+
+def _tokenizer(found: Opened) -> Any:
+    """The model's tokenizer; None where it brings none, and token ids work all the same.
+
+    Raises ValueError for one that is there and cannot be read.
+    """
+    folder = found.facts.folder
+    there = [name for name in TOKENIZER_FILES if folder is None or (folder / name).is_file()]
+    if not there:
+        return None  # some classes would be invented from defaults
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None  # token ids work everywhere; text then says that there is no tokenizer
-    return _converted(model.eval().to(found.device), found.dtype, found.device), tokenizer
+        return AutoTokenizer.from_pretrained(str(found.source), trust_remote_code=False)
+    except Exception as problem:  # the tokenizers library raises bare Exception
+        if folder is None and isinstance(problem, OSError):
+            return None
+        reason = str(problem).strip().splitlines()[0] if str(problem) else type(problem).__name__
+        raise ValueError(
+            f"load({found.name!r}): its tokenizer ({', '.join(there)}) cannot be read "
+            f"({reason:.160}). Copy it again, or give load(..., tokenizer=...)."
+        ) from None
 
 
 def _with_float32_buffers(model: nn.Module, config: Any) -> None:
