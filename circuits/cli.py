@@ -43,6 +43,12 @@ Attention = Annotated[
         help='What attention is read as: "heads", "lorsa", "attention-saes", or a folder of them.'
     ),
 ]
+Residual = Annotated[
+    str | None,
+    typer.Option(
+        help='What the residual stream is read as: "stream" (itself), or a folder of SAEs.'
+    ),
+]
 Threshold = Annotated[float, typer.Option(help="Share of the target a node must contribute.")]
 MaxNodes = Annotated[int | None, typer.Option(help="Keep at most so many nodes.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cuda where there is one.")]
@@ -93,6 +99,7 @@ def trace(
     minus: Minus = None,
     mlp: Mlp = None,
     attention: Attention = None,
+    residual: Residual = None,
     threshold: Threshold = 0.005,
     max_nodes: MaxNodes = None,
     device: Device = None,
@@ -110,7 +117,9 @@ def trace(
     with _explained_errors():
         for path in output or []:
             _check_output(path)
-        loaded = load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        loaded = load(
+            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
+        )
         target = _target(loaded, prompt, explain, minus)
         circuit = _trace_and_print(target, threshold, max_nodes)
         result = circuit.test() if test else None
@@ -129,6 +138,7 @@ def plan(
     minus: Minus = None,
     mlp: Mlp = None,
     attention: Attention = None,
+    residual: Residual = None,
     max_nodes: MaxNodes = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -141,7 +151,9 @@ def plan(
     import circuits
 
     with _explained_errors():
-        loaded = circuits.load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        loaded = circuits.load(
+            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
+        )
         target = _target(loaded, prompt, explain, minus)
         typer.echo(f"target   {target.label} = {target.value:.4f}")
         typer.echo(str(circuits.plan(target, max_nodes)))

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from circuits.reading import ATTENTION, MLP, chosen_layers
+from circuits.reading import ATTENTION, MLP, RESIDUAL, chosen_layers
 from replacement.checking import check_rebuilt
 from replacement.families import family_of
 from replacement.model import ReplacementModel
@@ -30,6 +30,8 @@ def load(
     *,
     mlp: Any = None,
     attention: Any = None,
+    residual: Any = None,
+    split: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> ReplacementModel:
@@ -53,6 +55,13 @@ def load(
         "attention-saes" (those bundled with the model), a folder of either, or a list with one of
         these words, a layer or None (heads) per attention layer. Default: bundled Lorsa where there
         is some, else heads.
+    residual
+        What the residual stream is read as: "stream" (not at all, the default), a folder of SAEs,
+        or a list with one SAE or None per stage: `2 · layer` enters a layer, `2 · layer + 1` its
+        MLP, `2 · n_layers` the final norm. Where it is read, the features take its place.
+    split
+        "half": neurons of gated MLPs read half of their product through each branch; by default
+        all of it through the branch that is not gated.
     device, dtype
         Default: those of a model in memory; else cuda where there is one, and float32. Attribution
         needs float32 or float64.
@@ -90,7 +99,16 @@ def load(
         ATTENTION, attention, folder, kind, where, norms.attention
     )
     read_as = {"mlp": mlp_name, "attention": attention_name}
-    made = ReplacementModel(hf_model, tokenizer, mlps, attentions, name=name, read_as=read_as)
+    residuals, residual_name = chosen_layers(
+        RESIDUAL, residual, folder, kind, where, norms.attention
+    )
+    if residual_name != RESIDUAL.own:
+        read_as["residual"] = residual_name
+    if split is not None:
+        read_as["split"] = split
+    made = ReplacementModel(
+        hf_model, tokenizer, mlps, attentions, residuals, split=split, name=name, read_as=read_as
+    )
     check_rebuilt(made)
     return made
 

@@ -12,10 +12,11 @@ from replacement.checkpoints import (
     load_attention_saes,
     load_cross_layer_transcoders,
     load_lorsa,
+    load_residual_saes,
     load_transcoders,
     read_layers,
 )
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, ResidualSAE
 from replacement.norms import Norm
 
 Layers = Sequence[Any] | None
@@ -25,12 +26,13 @@ LOADERS: dict[str, Callable[..., list[Any]]] = {
     "cross-layer-transcoders": load_cross_layer_transcoders,
     "lorsa": load_lorsa,
     "attention-saes": load_attention_saes,
+    "residual-saes": load_residual_saes,
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """MLPs or attention: what they can be read as."""
+    """MLPs, attention or the residual stream: what they can be read as."""
 
     argument: str
     own: str
@@ -45,6 +47,7 @@ MLP = Part("mlp", "neurons", ("transcoders", "cross-layer-transcoders"), (Featur
 ATTENTION = Part(
     "attention", "heads", ("lorsa", "attention-saes"), (Lorsa, AttentionSAE), "attention layer"
 )
+RESIDUAL = Part("residual", "stream", ("residual-saes",), (ResidualSAE,), "residual stage")
 
 
 def chosen_layers(
@@ -100,7 +103,7 @@ def chosen_layers(
 
 def _fits(part: Part, layer: Any) -> bool:
     """Transcoders are the features of MLPs alone, though all are features."""
-    return (part is ATTENTION) == isinstance(layer, Lorsa | AttentionSAE)
+    return part is not MLP or not isinstance(layer, Lorsa | AttentionSAE | ResidualSAE)
 
 
 def _bundled(part: Part, folder: Path) -> dict[str, Path]:
@@ -130,7 +133,7 @@ def _of_folder(
         )
     kind, layers = read_layers(folder, norms=norms, n_layers=len(norms), device=device, dtype=dtype)
     if kind not in part.kinds:
-        other = ATTENTION if part is MLP else MLP
+        other = next(one for one in (MLP, ATTENTION, RESIDUAL) if kind in one.kinds)
         raise ValueError(
             f"load({part.argument}={str(folder)!r}): this folder holds {kind}, which read "
             f"{other.each}s: load({other.argument}={str(folder)!r})."

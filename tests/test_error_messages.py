@@ -1004,8 +1004,13 @@ def test_every_mistake_has_its_own_name() -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_is_explained_in_one_paragraph(mistake: Mistake, tmp_path: Path) -> None:
+    assert_explained(mistake, tmp_path)
+
+
+def assert_explained(mistake: Mistake, folder: Path) -> None:
+    """Assert that a mistake raises what it should, in one paragraph that says what it must."""
     with pytest.raises(mistake.error) as caught:
-        mistake.call(tmp_path)
+        mistake.call(folder)
     message = str(caught.value)
     missing = [words for words in mistake.says if words not in message]
     assert not missing, message
