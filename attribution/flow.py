@@ -17,7 +17,7 @@ from torch import Tensor
 from attribution.sweep import Sweep
 from replacement.held import Reads, Sublayer
 from replacement.run import Run
-from replacement.target import Target
+from replacement.target import Seed, Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +87,20 @@ def flow_edges(
     streams = {0: stream}
     writers: list[_Writers] = []
     count = 2 * len(run.tokens)
-    target_inflow = _seeds_at(target, 0, stream)
+    target_inflow = _read([], stream)
     kept = zip(swept.kept(), swept.gradients, strict=True)
     for layer, (nodes, gradients) in zip(progress(sublayers), kept, strict=True):
+        seeds = target.seeds_at(layer.before, front=layer.replaces)
+        target_inflow = _add(target_inflow, _read(seeds, stream))
         reads = layer.reads(gradients, nodes)
         # parallel blocks: the MLP reads the stream that attention read, so it is kept a while
         blocks.append(_sparse(_inflow(reads, streams[layer.reads_at]), first=count))
         writers.append(_Writers(layer, nodes, slice(count, count + len(nodes))))
         count += len(nodes)
-        stream = _after(stream, layer, writers)
-        streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
-        target_inflow = _add(target_inflow, _seeds_at(target, layer.writes_at, stream))
+        before, stream = stream, _after(stream, layer, writers)
+        streams = {layer.before: before, layer.writes_at: stream}
+    seeds = target.seeds_at(sublayers[-1].writes_at)
+    target_inflow = _add(target_inflow, _read(seeds, stream))
     biased = target_inflow._replace(bias=target_inflow.bias + target.bias)
     blocks.append(_sparse(biased, first=count))
     return _assemble(blocks, n_sources=2 * len(run.tokens))
@@ -118,6 +121,8 @@ def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _St
     """
     own = writers[-1]
     pos = layer.positions()[own.nodes]
+    if layer.replaces:
+        stream, writers = _emptied(stream), [own]
     vectors = torch.cat(
         [stream.vectors, stream.vectors.new_zeros(len(pos), *stream.bias.shape[1:])]
     )
@@ -136,6 +141,13 @@ def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _St
         stream.error + layer.error,
         stream.pruned + rest,
     )
+
+
+def _emptied(stream: _Stream) -> _Stream:
+    """The same writers, nothing of what they wrote being left."""
+    parts = (stream.vectors, stream.bias, stream.error, stream.pruned)
+    vectors, *sums = (torch.zeros_like(part) for part in parts)
+    return _Stream(vectors, stream.pos, *sums)
 
 
 def _inflow(reads: Reads, stream: _Stream) -> _Inflow:
@@ -158,9 +170,8 @@ def _products(
     return total
 
 
-def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
+def _read(seeds: Sequence[Seed], stream: _Stream) -> _Inflow:
     """What the target reads of the stream at one stage (a logit reads at the last one only)."""
-    seeds = [seed for seed in target.seeds if seed.stage == stage]
     zero = stream.bias.new_zeros
     if not seeds:
         return _Inflow(zero(1, len(stream.pos)), zero(1), zero(1), zero(1))

@@ -150,7 +150,7 @@ def _bytes(run: Run, kept: int, edges: int) -> int:
     """Bytes of a trace that keeps so many nodes: gradients, vectors, one product, the edges."""
     stream = run.token_writes
     rows = kept + 2 * stream.shape[0]
-    gradients = len(run.residuals) * stream.numel()
+    gradients = (len(run.sublayers) + 1) * stream.numel()
     vectors = 2 * rows * stream.shape[1]
     widest = max(layer.n_nodes for layer in run.sublayers)
     product = 3 * min(kept, widest) * rows

@@ -85,9 +85,10 @@ def sweep(
     steps: list[Step | None] = [None] * len(sublayers)
     written: list[Gradients] = [()] * len(sublayers)
     leaves = _no_leaves(target, len(sublayers))
-    gradients = [torch.zeros_like(run.token_writes) for _ in range(len(sublayers) + 1)]
-    for stage, pos, vector in target.seeds:
-        gradients[stage][pos] += vector
+    gradients = [torch.zeros_like(run.token_writes) for _ in range(sublayers[-1].writes_at + 1)]
+    for seed in target.seeds:
+        if not seed.front:
+            gradients[seed.stage][seed.pos] += seed.vector
     for number in reversed(range(len(sublayers))):
         layer = sublayers[number]
         written[number] = [gradients[stage] for stage in layer.write_stages]
@@ -98,8 +99,13 @@ def sweep(
         step = layer.step(written[number], gate)
         steps[number] = step
         gradient = gradients[layer.writes_at]
-        gradients[layer.writes_at - 1] += gradient  # past it, and through it to what it reads
-        gradients[layer.reads_at] += step.gradient
+        if layer.replaces:
+            gradients[layer.writes_at] = step.gradient  # nothing passes by it
+            for seed in target.seeds_at(layer.writes_at, front=True):
+                step.gradient[seed.pos] += seed.vector
+        else:
+            gradients[layer.before] += gradient  # past it, and through it to what it reads
+            gradients[layer.reads_at] += step.gradient
         leaves.error[number] = (gradient * layer.error).sum(-1)
         leaves.bias[number] = step.constants
         if layer.write_bias is not None:

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from circuits.arguments import Opened, opened
 from circuits.loading_plan import plan_of
-from circuits.reading import ATTENTION, MLP, chosen_layers
+from circuits.reading import ATTENTION, MLP, RESIDUAL, chosen_layers
 from replacement.checking import check_rebuilt
 from replacement.checkpoints.files import is_pointer, unreadable
 from replacement.model import ReplacementModel
@@ -37,6 +37,8 @@ def load(
     *,
     mlp: Any = None,
     attention: Any = None,
+    residual: Any = None,
+    split: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> ReplacementModel:
@@ -62,6 +64,13 @@ def load(
         "attention-saes" (those bundled with the model), a folder, short name or hub name of either,
         or a list with one of these, a layer or None (heads) per attention layer. Default: bundled
         Lorsa where there is some, else heads.
+    residual
+        What the residual stream is read as: "stream" (not at all, the default), a folder of SAEs,
+        or a list with one SAE or None per stage: `2 · layer` enters a layer, `2 · layer + 1` its
+        MLP, `2 · n_layers` the final norm. Where it is read, the features take its place.
+    split
+        "half": neurons of gated MLPs read half of their product through each branch; by default
+        all of it through the branch that is not gated.
     device, dtype
         Default: those of a model in memory; else cuda where there is one, and float32. With
         "bfloat16" weights are kept in that type, half the memory, and all is computed in float32,
@@ -80,7 +89,7 @@ def load(
     ' store'
     """
     found = opened(model, device, dtype)
-    plan_of(found, mlp, attention).refuse_what_does_not_fit()
+    plan_of(found, mlp, attention, residual).refuse_what_does_not_fit()
     if found.source is None:
         hf_model: nn.Module = _converted(found.module, found.dtype, found.device)
     else:
@@ -91,7 +100,21 @@ def load(
     mlps, mlp_name = chosen_layers(MLP, mlp, *chosen, norms.mlp)
     attentions, attention_name = chosen_layers(ATTENTION, attention, *chosen, norms.attention)
     read_as = {"mlp": mlp_name, "attention": attention_name}
-    made = ReplacementModel(hf_model, tokenizer, mlps, attentions, name=found.name, read_as=read_as)
+    residuals, residual_name = chosen_layers(RESIDUAL, residual, *chosen, norms.attention)
+    if residual_name != RESIDUAL.own:
+        read_as["residual"] = residual_name
+    if split is not None:
+        read_as["split"] = split
+    made = ReplacementModel(
+        hf_model,
+        tokenizer,
+        mlps,
+        attentions,
+        residuals,
+        split=split,
+        name=found.name,
+        read_as=read_as,
+    )
     check_rebuilt(made)
     return made
 

@@ -33,9 +33,13 @@ class KnockOuts:
 
     @property
     def deviation(self) -> float:
-        """The largest |predicted - held|, as a share of the largest effect, of either."""
+        """The largest |predicted - held|, as a share of the largest effect, of either.
+
+        Of a thousandth of the value where all effects are smaller: behind a replaced stream tokens
+        may do nothing at all, and what is left is rounding.
+        """
         predicted, held = self._column("predicted"), self._column("held")
-        scale = np.abs([predicted, held]).max(initial=0.0)
+        scale = np.abs([predicted, held]).max(initial=1e-3 * abs(self.value))
         return float(np.abs(predicted - held).max(initial=0.0) / scale) if scale else 0.0
 
     @property

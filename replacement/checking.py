@@ -57,7 +57,7 @@ def _check_mlp(model: ReplacementModel, number: int, block: LayerWeights, run: R
     if not block.mlp.exact:
         return
     recorded = run.layers[number].mlp
-    stream = run.residuals[run.sublayers[2 * number + 1].reads_at]
+    stream = run.residuals[run.sublayer(number, "mlp").reads_at]
     written = block.mlp.decode(recorded.active, block.mlp_norm.apply(stream, recorded.scale))
     if block.mlp_post_norm is not None and recorded.post_scale is not None:
         written = block.mlp_post_norm.apply(written, recorded.post_scale)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
-from replacement.layer_run import AttentionRun, MLPRun
+from replacement.layer_run import AttentionRun, MLPRun, StreamRun
 from replacement.layers import Active, FeatureLayer
 
 
@@ -20,7 +20,7 @@ class HeldFeatures(Sublayer):
     def __init__(
         self,
         layer: int,
-        run: AttentionRun | MLPRun,
+        run: AttentionRun | MLPRun | StreamRun,
         active: Active,
         features: FeatureLayer,
         joints: Sequence[Joint],
@@ -51,7 +51,7 @@ class HeldFeatures(Sublayer):
         """How features at positions read, active or not, times `coefficient`."""
 
     def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        coefficient = self._coefficients(gradients, nodes)
+        coefficient = self._downstream(gradients, nodes) * self.active.gate[nodes]
         return self._reads(coefficient, self.active.pos[nodes], self.active.index[nodes])
 
     def read_of(self, pos: int, index: int) -> Reads:
@@ -63,20 +63,25 @@ class HeldFeatures(Sublayer):
         downstream = self.active.dots(self.features.write, self._at_outputs(gradients))
         attribution = self.active.activation * downstream
         keep = gate(attribution)
-        carried, constants = self._carry(downstream * self.active.gate * keep)
-        return Step(attribution, keep, carried, constants)
+        return Step(attribution, keep, *self._carry_kept(downstream * keep))
+
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        """The gradient at the stream and the constants read, from u of every feature."""
+        return self._carry(downstream * self.active.gate)
 
     def _at_outputs(self, gradients: Gradients) -> Float[Tensor, "pos target_times_d_model"]:
         """The derivative at what the features write, all sublayers they write to side by side."""
         parts = [joint.back(one) for joint, one in zip(self.joints, gradients, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def _coefficients(
+    def _downstream(
         self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
     ) -> Float[Tensor, " chosen"]:
-        """u · gate of chosen features."""
+        """u of chosen features."""
         rows, at_output = self.features.write[self.active.index[nodes]], self._at_outputs(gradients)
-        return (rows * at_output[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]
+        return (rows * at_output[self.active.pos[nodes]]).sum(-1)
 
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         which, pos = self.write_stages.index(stage), self.active.pos[nodes]

@@ -9,6 +9,7 @@ from torch import Tensor
 from replacement.held.features import HeldFeatures
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step
 from replacement.layer_run import LayerRun
+from replacement.layers import Active, FeatureLayer, HalvedActive, HalvedNeurons
 from replacement.weights import LayerWeights
 
 
@@ -73,7 +74,8 @@ class HeldMLP(HeldFeatures):
             return super().reads(gradients, nodes)
         is_feature = nodes < self.n_active
         index, pos = self.active.index[nodes[is_feature]], self.positions()[nodes]
-        coefficient = self._coefficients(gradients, nodes[is_feature])
+        chosen = nodes[is_feature]
+        coefficient = self._downstream(gradients, chosen) * self.active.gate[chosen]
         at_output = self.joints[0].back(gradients[0])
         vector = at_output.new_empty(len(nodes), at_output.shape[-1])
         vector[is_feature] = coefficient[:, None] * self.features.read[index]
@@ -136,3 +138,32 @@ class HeldMLP(HeldFeatures):
         if kind == "skip" and self.run.skip_output is not None and 0 <= pos < self.n_pos:
             return self.n_active + pos
         return super().find(kind, pos, index)
+
+
+class HeldHalves(HeldMLP):
+    """A gated MLP as neurons that read through both branches, half of the product through each."""
+
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        active, features = halved(self.active, self.features)
+        carried, constants = super()._carry_kept(downstream)
+        coefficient = downstream * active.other_gate
+        at_input = active.combine(features.gate_read, coefficient)
+        biases = active.combine(features.gate_bias[:, None], coefficient).squeeze(-1)
+        constants = constants + biases + self.norm.constant(at_input)
+        return carried + self._pulled(at_input), constants
+
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+        active, features = halved(self.active, self.features)
+        downstream, index = self._downstream(gradients, nodes), active.index[nodes]
+        one, other = downstream * active.gate[nodes], downstream * active.other_gate[nodes]
+        vector = one[:, None] * features.read[index] + other[:, None] * features.gate_read[index]
+        bias = one * features.read_bias[index] + other * features.gate_bias[index]
+        return self._local(vector, active.pos[nodes], bias)
+
+
+def halved(active: Active, features: FeatureLayer) -> tuple[HalvedActive, HalvedNeurons]:
+    """Return both as what they are in an MLP whose products are halved."""
+    assert isinstance(active, HalvedActive) and isinstance(features, HalvedNeurons)
+    return active, features
