@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from replacement.held.attention import HeldAttentionSAE, HeldLorsa
 from replacement.held.features import HeldFeatures
-from replacement.held.heads import HeldHeads
+from replacement.held.heads import HeadPassage, HeldHeads
 from replacement.held.mlp import HeldMLP
+from replacement.held.passing import Cone, Passage, Scratch
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import LayerRun
 from replacement.layers import Lorsa
@@ -33,8 +34,10 @@ def _held_attention(number: int, layer: LayerRun, block: LayerWeights) -> Sublay
 
 
 __all__ = [
+    "Cone",
     "Gate",
     "Gradients",
+    "HeadPassage",
     "HeldAttentionSAE",
     "HeldFeatures",
     "HeldHeads",
@@ -42,7 +45,9 @@ __all__ = [
     "HeldMLP",
     "Joint",
     "NodeRows",
+    "Passage",
     "Reads",
+    "Scratch",
     "Step",
     "Sublayer",
     "held_sublayers",

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from replacement.held.passing import Passage
 from replacement.norms import Norm
 
 Gradients = Sequence[Float[Tensor, "pos d_model"]]
@@ -131,6 +132,10 @@ class Sublayer(abc.ABC):
         """Return all that `nodes` had added to the residual stream once it reached `stage`."""
         parts = [self.writes(nodes, own) for own in self.write_stages if own <= stage]
         return torch.stack(parts).sum(0) if len(parts) != 1 else parts[0]
+
+    def passage(self) -> Passage | None:
+        """Return what it carries of cotangents without stopping at a node; None for nothing."""
+        return None
 
     @abc.abstractmethod
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:

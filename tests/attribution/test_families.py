@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from attribution.direct_effects import direct_effects
 from attribution.score_pairs import score_pairs
 from attribution.sweep import sweep
 from circuits import trace
@@ -112,7 +114,7 @@ def test_patterns_are_rebuilt_from_queries_and_keys(name: str) -> None:
     ids=["own parts", "layers", "replacement run"],
 )
 def test_identities(name: str, learned: bool, errors: bool) -> None:
-    """1 and 2 for a logit, a feature and a score, gated and not; held knock-outs; 5."""
+    """1 and 2 for a logit, a feature and a score, gated and not; held knock-outs; 3; 5."""
     run = run_of(name, learned, errors)
     last = run.weights.n_layers - 1
     targets = (
@@ -126,6 +128,15 @@ def test_identities(name: str, learned: bool, errors: bool) -> None:
         assert circuit.meta["checks"]["closure"] <= EXACT
         assert circuit.meta["checks"]["conservation"] <= EXACT
     assert trace(targets[0], 0.05, progress=False).test(progress=False).deviation <= EXACT
+    split = direct_effects(run, list(targets[:3]), via="head")
+    size = abs(split.matrix()).sum(axis=1)
+    values = np.array([target.value for target in targets[:3]])
+    assert (abs(split.sums.numpy() - values) <= EXACT * size).all()
+    for block in split.blocks:
+        assert (block.split.sum(0) - block.values).abs().max() <= EXACT * size.max()
+    direct = trace(targets[0], 0.02, edges="direct", progress=False)
+    assert max(direct.meta["checks"].values()) <= EXACT
+    assert direct.test(progress=False).deviation <= EXACT
     pairs = score_pairs(run, last, 0, len(IDS) - 1, len(IDS) - 1)
     assert abs(pairs.matrix.sum() - pairs.value) <= EXACT * abs(pairs.matrix).sum()
     if errors:
