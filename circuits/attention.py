@@ -73,7 +73,11 @@ def attention_of(
     meta = graph.meta
     with torch.no_grad():
         swept = traced_sweep(
-            target, meta["threshold"], rule=meta["gate"], limit=meta["max_nodes"]
+            target,
+            meta["threshold"],
+            rule=meta["gate"],
+            limit=meta["max_nodes"],
+            contract=meta.get("edges") == "direct",
         ).swept
         place = run.place(row.layer, row.sublayer)
         layer = run.sublayers[place]

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from attribution.sweep import Sweep, sweep
+from attribution.sweep import Sweep, kept_anyway, sweep
 from graphs.graph import Graph
 from graphs.names import node_names
 from graphs.nodes import INTERIOR
@@ -87,7 +87,7 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int | None, progress: bool)
     removals = removals_of(nodes)
     batch = batch or max(1, min(64, ROW_BUDGET // run.token_writes.numel()))
     with torch.no_grad():
-        keep = _masks(removals, sublayers)
+        keep = _masks(removals, sublayers, contract=graph.meta.get("edges") == "direct")
         predicted = -np.asarray(nodes["attribution"])
         if "pruned" in graph.meta:
             again = sweep(target, sublayers, only=keep)
@@ -129,8 +129,13 @@ def _places(sublayers: Sequence[Sublayer]) -> dict[tuple[int, str], int]:
     return {(layer.layer, layer.name): number for number, layer in enumerate(sublayers)}
 
 
-def _masks(removals: Sequence[Removal], sublayers: Sequence[Sublayer]) -> list[Bool[Tensor, " _"]]:
-    """Return which nodes of the held run are in the circuit, found by their rows."""
+def _masks(
+    removals: Sequence[Removal], sublayers: Sequence[Sublayer], *, contract: bool
+) -> list[Bool[Tensor, " _"]]:
+    """Return which nodes of the held run are in the circuit, found by their rows.
+
+    With `contract` heads and skips are no nodes of it, but all of them pass.
+    """
     places = _places(sublayers)
     chosen: list[list[int]] = [[] for _ in sublayers]
     for removal in removals:
@@ -141,7 +146,8 @@ def _masks(removals: Sequence[Removal], sublayers: Sequence[Sublayer]) -> list[B
     for layer, nodes in zip(sublayers, chosen, strict=True):
         mask = torch.zeros(layer.n_nodes, dtype=torch.bool, device=layer.error.device)
         mask[nodes] = True
-        masks.append(mask)
+        always = kept_anyway(layer, contract=True) if contract else None
+        masks.append(mask if always is None else mask | always)
     return masks
 
 

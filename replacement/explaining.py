@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,7 +36,8 @@ def logit_target(run: Any, kind: str, number: int, pos: int, label: str) -> Targ
 
 def feature_target(run: Any, held: HeldFeatures, pos: int, number: int) -> Target:
     """Return the pre-activation of one feature of a sublayer."""
-    reads = held.read_of(pos, number)
+    where, which = torch.tensor([[pos], [number]], device=held.error.device)
+    reads = held.reads_of(where, which)
     kind = held.node_kind
     feature = "f" if held.name == "mlp" else f"{held.name}.f"
     name = {"lorsa": "lorsa ", "neuron": "n"}.get(kind, feature)

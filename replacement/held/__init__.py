@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from replacement.held.attention import HeldAttentionSAE, HeldLorsa
 from replacement.held.features import HeldFeatures
-from replacement.held.heads import HeldHeads
+from replacement.held.heads import HeadPassage, HeldHeads
 from replacement.held.mlp import HeldHalves, HeldMLP
+from replacement.held.passing import Cone, Passage, Scratch
 from replacement.held.stream import NAMES, HeldStream
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import LayerRun, StreamRun
@@ -62,17 +63,22 @@ def _held_attention(number: int, layer: LayerRun, block: LayerWeights) -> Sublay
 
 __all__ = [
     "NAMES",
+    "Cone",
     "Gate",
     "Gradients",
+    "HeadPassage",
     "HeldAttentionSAE",
     "HeldFeatures",
+    "HeldHalves",
     "HeldHeads",
     "HeldLorsa",
     "HeldMLP",
     "HeldStream",
     "Joint",
     "NodeRows",
+    "Passage",
     "Reads",
+    "Scratch",
     "Step",
     "Sublayer",
     "held_sublayers",

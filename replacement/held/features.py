@@ -51,13 +51,12 @@ class HeldFeatures(Sublayer):
         """How features at positions read, active or not, times `coefficient`."""
 
     def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        coefficient = self._downstream(gradients, nodes) * self.active.gate[nodes]
+        coefficient = self.coefficients(gradients, nodes)
         return self._reads(coefficient, self.active.pos[nodes], self.active.index[nodes])
 
-    def read_of(self, pos: int, index: int) -> Reads:
-        """Return how one feature reads at a position, active or not: its pre-activation."""
-        where, which = torch.tensor([[pos], [index]], device=self.error.device)
-        return self._reads(self.error.new_ones(1), where, which)
+    def reads_of(self, pos: Int[Tensor, " node"], index: Int[Tensor, " node"]) -> Reads:
+        """Return how features read at positions, active or not: their pre-activations."""
+        return self._reads(self.error.new_ones(len(pos)), pos, index)
 
     def step(self, gradients: Gradients, gate: Gate) -> Step:
         downstream = self.active.dots(self.features.write, self._at_outputs(gradients))
@@ -75,6 +74,12 @@ class HeldFeatures(Sublayer):
         """The derivative at what the features write, all sublayers they write to side by side."""
         parts = [joint.back(one) for joint, one in zip(self.joints, gradients, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def coefficients(
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, " chosen"]:
+        """Return u · gate of chosen features."""
+        return self._downstream(gradients, nodes) * self.active.gate[nodes]
 
     def _downstream(
         self, gradients: Gradients, nodes: Int[Tensor, " chosen"]

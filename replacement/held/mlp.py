@@ -7,10 +7,60 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.held.features import HeldFeatures
+from replacement.held.passing import Cone, Passage, Scratch
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step
-from replacement.layer_run import LayerRun
+from replacement.layer_run import LayerRun, MLPRun
 from replacement.layers import Active, FeatureLayer, HalvedActive, HalvedNeurons
+from replacement.norms import Norm
 from replacement.weights import LayerWeights
+
+
+class SkipPassage(Passage):
+    """The skip of a transcoder: a linear map at every position, norms folded in."""
+
+    spreads = False
+
+    def __init__(
+        self, skip: Float[Tensor, "d_model d_model"], run: MLPRun, norm: Norm, joint: Joint
+    ) -> None:
+        written = skip.T if joint.norm is None else joint.norm.unscaled(skip.T)
+        self.matrix = norm.pull(written.T).contiguous()
+        self.factor = 1 / run.scale
+        if joint.norm is not None and joint.scale is not None:
+            self.factor = self.factor / joint.scale
+        constant = skip @ norm.bias if norm.bias is not None else torch.zeros_like(skip[0])
+        where = torch.arange(len(run.scale), device=skip.device)
+        self.constant = joint.forward(constant.expand_as(run.error), where)
+
+    def back(
+        self,
+        gradient: Float[Tensor, "row d_model"],
+        cones: Sequence[Cone],
+        onto: Float[Tensor, "row d_model"],
+        scratch: Scratch,
+    ) -> None:
+        carried = scratch.take("carried", *gradient.shape)
+        torch.mm(gradient, self.matrix, out=carried)
+        end = 0
+        for n_targets, n_pos in cones:
+            start, end = end, end + n_targets * n_pos
+            part = carried[start:end].view(n_targets, n_pos, -1)
+            part *= self.factor[:n_pos, None]
+        onto += carried
+
+    def first(
+        self,
+        gradient: Float[Tensor, "target d_model"],
+        cones: Sequence[Cone],
+        onto: Float[Tensor, "row d_model"],
+    ) -> None:
+        places = [n_pos - 1 for n_targets, n_pos in cones for _ in range(n_targets)]
+        onto += (gradient @ self.matrix) * self.factor[places, None]
+
+    def ahead(
+        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"], query: int
+    ) -> Float[Tensor, "row d_model"]:
+        return (written @ self.matrix.T) * (self.factor[query] * (pos == query))[:, None]
 
 
 class HeldMLP(HeldFeatures):
@@ -74,8 +124,7 @@ class HeldMLP(HeldFeatures):
             return super().reads(gradients, nodes)
         is_feature = nodes < self.n_active
         index, pos = self.active.index[nodes[is_feature]], self.positions()[nodes]
-        chosen = nodes[is_feature]
-        coefficient = self._downstream(gradients, chosen) * self.active.gate[chosen]
+        coefficient = self.coefficients(gradients, nodes[is_feature])
         at_output = self.joints[0].back(gradients[0])
         vector = at_output.new_empty(len(nodes), at_output.shape[-1])
         vector[is_feature] = coefficient[:, None] * self.features.read[index]
@@ -115,6 +164,11 @@ class HeldMLP(HeldFeatures):
             places = nodes[~is_feature] - self.n_active
             written[~is_feature] = self.joints[0].forward(self.run.skip_output[places], places)
         return written
+
+    def passage(self) -> SkipPassage | None:
+        if self.features.skip is None:
+            return None
+        return SkipPassage(self.features.skip, self.run, self.norm, self.joints[0])
 
     def positions(self) -> Int[Tensor, " node"]:
         if self.run.skip_output is None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from replacement.held.passing import Passage
 from replacement.norms import Norm
 
 Gradients = Sequence[Float[Tensor, "pos d_model"]]
@@ -140,6 +141,10 @@ class Sublayer(abc.ABC):
         """Return all that `nodes` added to the residual stream at some of the `write_stages`."""
         parts = [self.writes(nodes, stage) for stage in stages]
         return torch.stack(parts).sum(0) if len(parts) != 1 else parts[0]
+
+    def passage(self) -> Passage | None:
+        """Return what it carries of cotangents without stopping at a node; None for nothing."""
+        return None
 
     @abc.abstractmethod
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:

@@ -1,15 +1,19 @@
 """Every model family: the same logits, the identities, and autograd on a frozen copy."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from attribution.direct_effects import direct_effects
 from attribution.score_pairs import score_pairs
 from attribution.sweep import sweep
 from circuits import load, trace
 from replacement.families import FAMILIES, family_of
+from replacement.held import HeldHalves
 from replacement.layers import (
     CrossLayerTranscoder,
     HeadNorm,
@@ -23,6 +27,7 @@ from replacement.layers import (
 from replacement.model import ReplacementModel
 from replacement.precision import KeepDouble
 from replacement.run import Run
+from replacement.target import Target
 from tests.families import CONFIGS, IDS, tiny
 from tests.frozen_family import attributions
 from tests.random_layers import random_sae
@@ -139,7 +144,7 @@ def test_patterns_are_rebuilt_from_queries_and_keys(name: str) -> None:
     ids=["own parts", "layers", "replacement run", "across layers"],
 )
 def test_identities(name: str, learned: bool | str, errors: bool) -> None:
-    """1 and 2 for a logit, a feature and a score, gated and not; held knock-outs; 5."""
+    """1 and 2 for a logit, a feature and a score, gated and not; held knock-outs; 3; 5."""
     assert_identities(name, run_of(name, learned, errors))
 
 
@@ -183,6 +188,11 @@ def assert_identities(name: str, run: Run) -> None:
         assert circuit.meta["checks"]["closure"] <= EXACT
         assert circuit.meta["checks"]["conservation"] <= EXACT
     assert trace(targets[0], 0.05, progress=False).test(progress=False).deviation <= EXACT
+    if any(layer.replaces or isinstance(layer, HeldHalves) for layer in run.sublayers):
+        with pytest.raises(ValueError, match=r"direct_effects: .*edges=\"flow\""):
+            direct_effects(run, list(targets[:3]))
+    else:
+        assert_direct_effects(run, targets)
     pairs = score_pairs(run, last, 0, len(IDS) - 1, len(IDS) - 1)
     assert abs(pairs.matrix.sum() - pairs.value) <= EXACT * abs(pairs.matrix).sum()
     if run.errors:
@@ -190,6 +200,19 @@ def assert_identities(name: str, run: Run) -> None:
         assert torch.equal(run.logits, plain.logits)
     else:
         assert not torch.allclose(run.logits, run_of(name, learned=False).logits)
+
+
+def assert_direct_effects(run: Run, targets: Sequence[Target]) -> None:
+    """Rows sum to their targets, splits by head to the effects; direct edges are conserved."""
+    split = direct_effects(run, list(targets[:3]), via="head")
+    size = abs(split.matrix()).sum(axis=1)
+    values = np.array([target.value for target in targets[:3]])
+    assert (abs(split.sums.numpy() - values) <= EXACT * size).all()
+    for block in split.blocks:
+        assert (block.split.sum(0) - block.values).abs().max() <= EXACT * size.max()
+    direct = trace(targets[0], 0.02, edges="direct", progress=False)
+    assert max(direct.meta["checks"].values()) <= EXACT
+    assert direct.test(progress=False).deviation <= EXACT
 
 
 @each_family
