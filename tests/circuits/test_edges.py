@@ -10,12 +10,12 @@ from attribution.direct_effects import direct_effects
 from circuits import read, trace
 from graphs.nodes import INTERIOR
 from replacement.held import HeldFeatures
-from tests.samples import CASES, HEADS, LEARNED, TARGETS, Case, random_run
+from tests.samples import HEADS, LEARNED, REPLACED, TARGETS, Case, random_run
 
 EXACT = 1e-9
 NAMES = ("difference", "combination", "scores and logits")
 SKIPS = Case("two layers", "relu", skip=True)
-some_cases = pytest.mark.parametrize("case", [*HEADS[::3], *LEARNED, CASES[-1]], ids=str)
+some_cases = pytest.mark.parametrize("case", [*HEADS[::3], *LEARNED, REPLACED[3]], ids=str)
 
 
 @some_cases
