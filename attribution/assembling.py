@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.flow import Flow
+from attribution.direct_edges import Edges
 from attribution.sweep import Sweep
 from graphs.graph import Graph
 from graphs.nodes import edge_table, node_table
@@ -23,19 +23,20 @@ def graph_of_sweep(
     target: Target,
     sublayers: Sequence[Sublayer],
     swept: Sweep,
-    flow: Flow,
+    flow: Edges,
     *,
+    kept: Sequence[Tensor],
     ungated: Sweep,
     meta: dict[str, Any],
 ) -> Graph:
-    """Return the graph of a traced target: kept nodes, sources, target, then the leaves.
+    """Return the graph of a traced target: sources, `kept` nodes, target, then the leaves.
 
     Rows of kind error, bias, pruned and switch say where in the run they lie; how much of them goes
     into which node is in the columns `in_error`, `in_bias`, `in_pruned` and `in_switch`.
     """
     rows: Rows = {field: [] for field in _FIELDS}
     _add_sources(rows, target.run, swept, ungated)
-    for number, (layer, nodes) in enumerate(zip(sublayers, swept.kept(), strict=True)):
+    for number, (layer, nodes) in enumerate(zip(sublayers, kept, strict=True)):
         _add_kept(rows, layer, nodes, swept.attribution[number], ungated.attribution[number])
     end = target.run.weights.n_layers
     _add(rows, "target", end, "", [target.pos], activation=[target.value])
@@ -49,9 +50,7 @@ def graph_of_sweep(
         for name in ("in_bias", "in_error", "in_pruned", "in_switch")
     }
     nodes = node_table({**rows, **inflow, "token": texts[rows["pos"]].tolist()})
-    edges = edge_table(
-        _numbers(flow.source), _numbers(flow.target), _numbers(flow.amount), via=flow.via
-    )
+    edges = edge_table(flow.source, flow.target, flow.flow, via=flow.via, effect=flow.effect)
     assert n_connected == len(flow.in_bias), "flow numbers its nodes as the table does"
     return Graph(nodes, edges, meta)
 
@@ -128,12 +127,8 @@ def _add_leaves(
         _add(rows, "bias", end, "", [target.pos], attribution=constant, ungated=constant)
 
 
-def _padded(amount: Tensor, rows: Rows) -> np.ndarray:
+def _padded(amount: np.ndarray, rows: Rows) -> np.ndarray:
     """The column of an inflow: leaves, which come last, have none."""
     column = np.zeros(len(rows["kind"]))
-    column[: len(amount)] = _numbers(amount)
+    column[: len(amount)] = amount
     return column
-
-
-def _numbers(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()

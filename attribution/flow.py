@@ -17,7 +17,7 @@ from torch import Tensor
 from attribution.sweep import Sweep
 from replacement.held import Reader, Reads, Sublayer
 from replacement.run import Run
-from replacement.target import Target
+from replacement.target import Seed, Target
 
 RESTS = ("bias", "error", "pruned", "switch")
 
@@ -91,18 +91,21 @@ def flow_edges(
     streams = {0: stream}
     writers: list[_Writers] = []
     count = 2 * len(run.tokens)
-    target_inflow = _seeds_at(target, 0, stream)
+    target_inflow = _read([], stream)
     kept = zip(swept.kept(), swept.gradients, strict=True)
     for layer, (nodes, gradients) in zip(progress(sublayers), kept, strict=True):
+        seeds = target.seeds_at(layer.before, front=layer.replaces)
+        target_inflow = _add(target_inflow, _read(seeds, stream))
         reads = layer.reads(gradients, nodes)
         # parallel blocks: the MLP reads the stream that attention read, so it is kept a while
         inflow = _inflow(reads, streams[layer.reads_at], layer.constants_are)
         blocks.append(_sparse(inflow, first=count))
         writers.append(_Writers(layer, nodes, slice(count, count + len(nodes))))
         count += len(nodes)
-        stream = _after(stream, layer, writers)
-        streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
-        target_inflow = _add(target_inflow, _seeds_at(target, layer.writes_at, stream))
+        before, stream = stream, _after(stream, layer, writers)
+        streams = {layer.before: before, layer.writes_at: stream}
+    seeds = target.seeds_at(sublayers[-1].writes_at)
+    target_inflow = _add(target_inflow, _read(seeds, stream))
     target_inflow.rest["bias"] += target.bias
     blocks.append(_sparse(target_inflow, first=count))
     return _assemble(blocks, n_sources=2 * len(run.tokens))
@@ -123,6 +126,8 @@ def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _St
     """
     own = writers[-1]
     pos = layer.positions()[own.nodes]
+    if layer.replaces:
+        stream, writers = _emptied(stream), [own]
     vectors = torch.cat(
         [stream.vectors, stream.vectors.new_zeros(len(pos), *stream.bias.shape[1:])]
     )
@@ -143,6 +148,13 @@ def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _St
     )
 
 
+def _emptied(stream: _Stream) -> _Stream:
+    """The same writers, nothing of what they wrote being left."""
+    parts = (stream.vectors, stream.bias, stream.error, stream.pruned)
+    vectors, *sums = (torch.zeros_like(part) for part in parts)
+    return _Stream(vectors, stream.pos, *sums)
+
+
 def _inflow(reads: Reader, stream: _Stream, constants_are: str) -> _Inflow:
     edges = reads.products(stream.vectors, stream.pos)
     every = torch.arange(len(stream.bias), device=stream.pos.device)
@@ -155,9 +167,8 @@ def _inflow(reads: Reader, stream: _Stream, constants_are: str) -> _Inflow:
     return _Inflow(edges, rest)
 
 
-def _seeds_at(target: Target, stage: int, stream: _Stream) -> _Inflow:
+def _read(seeds: Sequence[Seed], stream: _Stream) -> _Inflow:
     """What the target reads of the stream at one stage (a logit reads at the last one only)."""
-    seeds = [seed for seed in target.seeds if seed.stage == stage]
     zero = stream.bias.new_zeros
     if not seeds:
         none = {name: zero(1) for name in RESTS}

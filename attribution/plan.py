@@ -115,25 +115,34 @@ def node_limit(run: Run, max_nodes: int | None) -> int | None:
     return max_nodes
 
 
-def edges_among(sublayers: Sequence[Sublayer], places: Sequence[Int[Tensor, " _"]]) -> int:
-    """Return how many flow edges there can be among nodes, given their positions by sublayer."""
+def edges_among(
+    sublayers: Sequence[Sublayer], places: Sequence[Int[Tensor, " _"]], *, direct: bool = False
+) -> int:
+    """Return how many edges there can be among nodes, given their positions by sublayer.
+
+    Flow edges stay at their position except into heads; direct ones reach all before it.
+    """
     n_pos = sublayers[0].error.shape[0]
     writers = torch.full((n_pos,), 2, dtype=torch.long)  # the token and the position embedding
     edges = 0
     for layer, pos in zip(sublayers, places, strict=True):
         readers = torch.bincount(pos.cpu(), minlength=n_pos)
-        reached = writers if layer.local else writers.cumsum(0)
+        reached = writers if layer.local and not direct else writers.cumsum(0)
         edges += int(readers @ reached)
         writers = writers + readers
     return edges + int(writers.sum())
 
 
 def refuse_too_many(
-    sublayers: Sequence[Sublayer], kept: Sequence[Int[Tensor, " _"]], run: Run
+    sublayers: Sequence[Sublayer],
+    kept: Sequence[Int[Tensor, " _"]],
+    run: Run,
+    *,
+    direct: bool = False,
 ) -> None:
-    """Raise MemoryError, before anything is allocated, if flow edges among `kept` do not fit."""
+    """Raise MemoryError, before anything is allocated, if the edges among `kept` do not fit."""
     places = [layer.positions()[nodes] for layer, nodes in zip(sublayers, kept, strict=True)]
-    count, edges = sum(map(len, kept)), edges_among(sublayers, places)
+    count, edges = sum(map(len, kept)), edges_among(sublayers, places, direct=direct)
     needed, free = _bytes(run, count, edges), free_bytes(run.token_writes.device)
     if needed > free:
         fixed = _bytes(run, 0, 0)
@@ -150,7 +159,7 @@ def _bytes(run: Run, kept: int, edges: int) -> int:
     """Bytes of a trace that keeps so many nodes: gradients, vectors, one product, the edges."""
     stream = run.token_writes
     rows = kept + 2 * stream.shape[0]
-    gradients = len(run.residuals) * stream.numel()
+    gradients = (len(run.sublayers) + 1) * stream.numel()
     vectors = 2 * rows * stream.shape[1]
     widest = max(layer.n_nodes for layer in run.sublayers)
     product = 3 * min(kept, widest) * rows

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graphs.names import row_names
+from replacement.held import writing
 from replacement.run import Run
 from replacement.scores import HeldScore, StreamSide, held_score
 
@@ -127,16 +128,18 @@ def _side(run: Run, layer: int, side: StreamSide) -> _Side:
     """Everything that wrote into one query or key."""
     pos = side.pos
     rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    parts = [(side.read @ stream[pos])[None] for stream in (run.token_writes, run.position_writes)]
-    _add(rows, ["token", "position"], -1, "", pos, [int(run.token_ids[pos]), pos])
-    bias = side.constant.clone()
-    for below in run.sublayers:
-        if below.writes_at > 2 * layer:
-            continue
+    found = writing(run.sublayers, 2 * layer)
+    parts, bias = [], side.constant.clone()
+    if not any(below.replaces for below, _ in found):
+        parts += [(side.read @ part[pos])[None] for part in (run.token_writes, run.position_writes)]
+        _add(rows, ["token", "position"], -1, "", pos, [int(run.token_ids[pos]), pos])
+    for below, stages in found:
         nodes = (below.positions() == pos).nonzero().flatten()
         named = below.rows(nodes)
         _add(rows, named.kind, below.layer, below.name, pos, named.index.tolist())
-        parts.append(below.written(nodes, 2 * layer) @ side.read.T)
+        parts.append(below.written(nodes, stages) @ side.read.T)
+        if below.writes_at not in stages:  # it wrote before the stream was replaced
+            continue
         if bool(below.error[pos].any()):
             _add(rows, ["error"], below.layer, below.name, pos, [-1])
             parts.append((side.read @ below.error[pos])[None])

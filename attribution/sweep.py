@@ -64,12 +64,20 @@ class Sweep:
         """Return the numbers of the kept nodes of every sublayer."""
         return [keep.nonzero(as_tuple=True)[0] for keep in self.keep]
 
-    def n_kept(self, sublayers: Sequence[Sublayer]) -> int:
+    def n_kept(self, sublayers: Sequence[Sublayer], *, contract: bool = False) -> int:
         """Return how many nodes were kept by choice (skips, which nothing stops, are not)."""
         count = 0
         for keep, layer in zip(self.keep, sublayers, strict=True):
-            count += int((keep if layer.always is None else keep & ~layer.always).sum())
+            always = kept_anyway(layer, contract=contract)
+            count += int((keep if always is None else keep & ~always).sum())
         return count
+
+
+def kept_anyway(layer: Sublayer, *, contract: bool) -> Bool[Tensor, " node"] | None:
+    """Return the nodes no threshold stops: skips, and heads where they are no nodes (contract)."""
+    if contract and layer.node_kind == "head":
+        return torch.ones(layer.n_nodes, dtype=torch.bool, device=layer.error.device)
+    return layer.always
 
 
 def sweep(
@@ -79,32 +87,41 @@ def sweep(
     *,
     rule: GateRule = "absolute",
     only: Sequence[Bool[Tensor, " _"]] | None = None,
+    contract: bool = False,
 ) -> Sweep:
     """Return the attributions of all nodes of a held run to `target`.
 
     A node passes on what it reads if its attribution is at least `cutoff` (its absolute value under
     the "absolute" rule), or, with `only`, if it is one of the chosen (one mask a sublayer). Nodes
-    the target cannot be reached from are never kept.
+    the target cannot be reached from are never kept. With `contract` every head passes, as for
+    direct effects, which have none as nodes.
     """
     run = target.run
     steps: list[Step | None] = [None] * len(sublayers)
     written: list[Gradients] = [()] * len(sublayers)
     leaves = _no_leaves(target, len(sublayers))
-    gradients = [torch.zeros_like(run.token_writes) for _ in range(len(sublayers) + 1)]
-    for stage, pos, vector in target.seeds:
-        gradients[stage][pos] += vector
+    gradients = [torch.zeros_like(run.token_writes) for _ in range(sublayers[-1].writes_at + 1)]
+    for seed in target.seeds:
+        if not seed.front:
+            gradients[seed.stage][seed.pos] += seed.vector
     for number in reversed(range(len(sublayers))):
         layer = sublayers[number]
         written[number] = [gradients[stage] for stage in layer.write_stages]
         places = layer.positions()
         strongest_of = [gradient.abs().amax(-1) for gradient in written[number]]
         reached = torch.stack(strongest_of).amax(0) > 0
-        gate = _gate(cutoff, rule, None if only is None else only[number], layer, reached[places])
+        always = kept_anyway(layer, contract=contract)
+        gate = _gate(cutoff, rule, None if only is None else only[number], always, reached[places])
         step = layer.step(written[number], gate)
         steps[number] = step
         gradient = gradients[layer.writes_at]
-        gradients[layer.writes_at - 1] += gradient  # past it, and through it to what it reads
-        gradients[layer.reads_at] += step.gradient
+        if layer.replaces:
+            gradients[layer.writes_at] = step.gradient  # nothing passes by it
+            for seed in target.seeds_at(layer.writes_at, front=True):
+                step.gradient[seed.pos] += seed.vector
+        else:
+            gradients[layer.before] += gradient  # past it, and through it to what it reads
+            gradients[layer.reads_at] += step.gradient
         leaves.error[number] = (gradient * layer.error).sum(-1)
         getattr(leaves, layer.constants_are)[number] = step.constants
         if layer.write_bias is not None:
@@ -120,7 +137,7 @@ def _gate(
     cutoff: int | float,
     rule: GateRule,
     chosen: Bool[Tensor, " node"] | None,
-    layer: Sublayer,
+    always: Bool[Tensor, " node"] | None,
     reached: Bool[Tensor, " node"],
 ) -> Gate:
     """The rule by which nodes of one sublayer are kept, given their attributions."""
@@ -128,7 +145,7 @@ def _gate(
     def keeps(attribution: Float[Tensor, " node"]) -> Bool[Tensor, " node"]:
         strength = attribution.abs() if rule == "absolute" else attribution
         keep = strength >= cutoff if chosen is None else chosen
-        return (keep if layer.always is None else keep | layer.always) & reached
+        return (keep if always is None else keep | always) & reached
 
     return keeps
 
@@ -157,15 +174,16 @@ def cutoff_of(target: Target, ungated: Sweep, threshold: int | float) -> float:
 
 
 def strongest(
-    ungated: Sweep, sublayers: Sequence[Sublayer], n_nodes: int
+    ungated: Sweep, sublayers: Sequence[Sublayer], n_nodes: int, *, contract: bool = False
 ) -> list[Bool[Tensor, " _"]]:
     """Return masks of the `n_nodes` nodes of largest |attribution|, ties in node order."""
     sizes = [len(attribution) for attribution in ungated.attribution]
     strength = torch.cat([attribution.abs() for attribution in ungated.attribution])
     strength = strength * torch.cat(ungated.keep)  # unreachable nodes are not to be chosen,
     for part, layer in zip(strength.split(sizes), sublayers, strict=True):
-        if layer.always is not None:
-            part[layer.always] = 0  # and what is kept anyway takes no place
+        always = kept_anyway(layer, contract=contract)
+        if always is not None:
+            part[always] = 0  # and what is kept anyway takes no place
     top = strength.topk(min(n_nodes, len(strength))).values
     weakest = top[-1] if len(top) else torch.inf
     chosen = strength > weakest
@@ -183,7 +201,12 @@ class TracedSweep(NamedTuple):
 
 
 def traced_sweep(
-    target: Target, threshold: int | float, *, rule: GateRule, limit: int | None
+    target: Target,
+    threshold: int | float,
+    *,
+    rule: GateRule,
+    limit: int | None,
+    contract: bool = False,
 ) -> TracedSweep:
     """Return the sweep of a trace: gated at a `threshold` share, through at most `limit` nodes.
 
@@ -193,7 +216,10 @@ def traced_sweep(
     ungated = sweep(target, sublayers)
     cutoff = cutoff_of(target, ungated, threshold)
     gated = cutoff > 0 or rule == "signed"
-    swept = sweep(target, sublayers, cutoff, rule=rule) if gated else ungated
-    if limit is not None and swept.n_kept(sublayers) > limit:
-        swept = sweep(target, sublayers, only=strongest(ungated, sublayers, limit))
+    swept = ungated
+    if gated:
+        swept = sweep(target, sublayers, cutoff, rule=rule, contract=contract)
+    if limit is not None and swept.n_kept(sublayers, contract=contract) > limit:
+        only = strongest(ungated, sublayers, limit, contract=contract)
+        swept = sweep(target, sublayers, only=only, contract=contract)
     return TracedSweep(swept, ungated, cutoff)

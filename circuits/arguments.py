@@ -94,6 +94,11 @@ def _folder(model: str | Path) -> Path | None:
         return bundled_folder(str(model))
     folder = Path(model).expanduser()
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"load({str(model)!r}): an adapter (adapter_config.json), which holds only what it "
+                "changes of a model. Merge it first: model.merge_and_unload().save_pretrained(...)."
+            )
         if not (folder / "config.json").is_file():
             held = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
             raise ValueError(
@@ -101,6 +106,10 @@ def _folder(model: str | Path) -> Path | None:
                 "folder that model.save_pretrained(...) wrote."
             )
         return folder
+    if folder.is_file():
+        raise ValueError(
+            f"load({str(model)!r}): is a file; give the folder it is in, {str(folder.parent)!r}."
+        )
     looks_local = isinstance(model, Path) or str(model).startswith((".", "/", "~"))
     if looks_local or str(model).count("/") > 1:
         raise FileNotFoundError(
@@ -119,13 +128,23 @@ def _bundled_names() -> str:
 
 def _config(name: str, source: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0]
+        if "custom code" in str(problem):
+            reason = "it needs custom code of its own, which is never run"
         raise ValueError(
             f"load({name!r}): cannot be opened as a Hugging Face model ({reason}). Known here: a "
             f"folder, a hub name such as openai-community/gpt2, or {_bundled_names()}."
         ) from None
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = dict(quantised).get("quant_method", "unknown method")
+        raise ValueError(
+            f"load({name!r}): a quantised checkpoint ({method}); attribution multiplies weights "
+            "themselves. Load the model that it was made from."
+        )
+    return config
 
 
 def _empty(name: str, config: Any) -> nn.Module:

@@ -73,12 +73,17 @@ def attention_of(
     meta = graph.meta
     with torch.no_grad():
         swept = traced_sweep(
-            target, meta["threshold"], rule=meta["gate"], limit=meta["max_nodes"]
+            target,
+            meta["threshold"],
+            rule=meta["gate"],
+            limit=meta["max_nodes"],
+            contract=meta.get("edges") == "direct",
         ).swept
-        layer = run.sublayers[2 * row.layer]
+        place = run.place(row.layer, row.sublayer)
+        layer = run.sublayers[place]
         head = _query_key_head(run, row)
         pattern = run.layers[row.layer].attention.pattern[head, row.pos]
-        moved = _moved(run, layer, swept.gradients[2 * row.layer], row, pattern)
+        moved = _moved(run, layer, swept.gradients[place], row, pattern)
         scores = scores_of(run, row.layer, head, row.pos)
         rest = [
             rest_weights(scores, key, run.weights.query_key(row.layer).soft_cap)

@@ -22,6 +22,7 @@ ARGUMENTS = {
     "cross-layer": "mlp",
     "attention": "attention",
     "attention-saes": "attention",
+    "residual-saes": "residual",
 }
 """What a set replaces, and which argument of `load` takes it."""
 LINE = "  {:<28} {:<14} {:>8} {:>9}  {}"

@@ -47,6 +47,12 @@ Attention = Annotated[
         "or a published set (circuits list)."
     ),
 ]
+Residual = Annotated[
+    str | None,
+    typer.Option(
+        help='What the residual stream is read as: "stream" (itself), or a folder of SAEs.'
+    ),
+]
 Threshold = Annotated[float, typer.Option(help="Share of the target a node must contribute.")]
 MaxNodes = Annotated[int | None, typer.Option(help="Keep at most so many nodes.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cuda where there is one.")]
@@ -102,6 +108,7 @@ def trace(
     minus: Minus = None,
     mlp: Mlp = None,
     attention: Attention = None,
+    residual: Residual = None,
     threshold: Threshold = 0.005,
     max_nodes: MaxNodes = None,
     device: Device = None,
@@ -119,7 +126,9 @@ def trace(
     with _explained_errors():
         for path in output or []:
             _check_output(path)
-        loaded = load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        loaded = load(
+            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
+        )
         target = _target(loaded, prompt, explain, minus)
         circuit = _trace_and_print(target, threshold, max_nodes)
         result = circuit.test() if test else None
@@ -138,6 +147,7 @@ def plan(
     minus: Minus = None,
     mlp: Mlp = None,
     attention: Attention = None,
+    residual: Residual = None,
     max_nodes: MaxNodes = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -154,11 +164,15 @@ def plan(
     from circuits.loading_plan import loading_plan
 
     with _explained_errors():
-        needed = loading_plan(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        needed = loading_plan(
+            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
+        )
         typer.echo(str(needed))
         if dry:
             return
-        loaded = circuits.load(model, mlp=mlp, attention=attention, device=device, dtype=dtype)
+        loaded = circuits.load(
+            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
+        )
         target = _target(loaded, prompt, explain, minus)
         typer.echo(f"target   {target.label} = {target.value:.4f}")
         typer.echo(str(circuits.plan(target, max_nodes)))

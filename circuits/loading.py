@@ -14,11 +14,21 @@ from transformers.utils import logging as transformers_logging
 
 from circuits.arguments import Opened, opened
 from circuits.loading_plan import plan_of
-from circuits.reading import ATTENTION, MLP, chosen_layers
+from circuits.reading import ATTENTION, MLP, RESIDUAL, chosen_layers
 from replacement.checking import check_rebuilt
+from replacement.checkpoints.files import is_pointer, unreadable
 from replacement.model import ReplacementModel
 from replacement.precision import WithoutWeights, narrow_model
 from replacement.weights import norms_of
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 
 
 def load(
@@ -27,6 +37,8 @@ def load(
     *,
     mlp: Any = None,
     attention: Any = None,
+    residual: Any = None,
+    split: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> ReplacementModel:
@@ -52,6 +64,13 @@ def load(
         "attention-saes" (those bundled with the model), a folder, short name or hub name of either,
         or a list with one of these, a layer or None (heads) per attention layer. Default: bundled
         Lorsa where there is some, else heads.
+    residual
+        What the residual stream is read as: "stream" (not at all, the default), a folder of SAEs,
+        or a list with one SAE or None per stage: `2 · layer` enters a layer, `2 · layer + 1` its
+        MLP, `2 · n_layers` the final norm. Where it is read, the features take its place.
+    split
+        "half": neurons of gated MLPs read half of their product through each branch; by default
+        all of it through the branch that is not gated.
     device, dtype
         Default: those of a model in memory; else cuda where there is one, and float32. With
         "bfloat16" weights are kept in that type, half the memory, and all is computed in float32,
@@ -70,7 +89,7 @@ def load(
     ' store'
     """
     found = opened(model, device, dtype)
-    plan_of(found, mlp, attention).refuse_what_does_not_fit()
+    plan_of(found, mlp, attention, residual).refuse_what_does_not_fit()
     if found.source is None:
         hf_model: nn.Module = _converted(found.module, found.dtype, found.device)
     else:
@@ -81,7 +100,21 @@ def load(
     mlps, mlp_name = chosen_layers(MLP, mlp, *chosen, norms.mlp)
     attentions, attention_name = chosen_layers(ATTENTION, attention, *chosen, norms.attention)
     read_as = {"mlp": mlp_name, "attention": attention_name}
-    made = ReplacementModel(hf_model, tokenizer, mlps, attentions, name=found.name, read_as=read_as)
+    residuals, residual_name = chosen_layers(RESIDUAL, residual, *chosen, norms.attention)
+    if residual_name != RESIDUAL.own:
+        read_as["residual"] = residual_name
+    if split is not None:
+        read_as["split"] = split
+    made = ReplacementModel(
+        hf_model,
+        tokenizer,
+        mlps,
+        attentions,
+        residuals,
+        split=split,
+        name=found.name,
+        read_as=read_as,
+    )
     check_rebuilt(made)
     return made
 
@@ -109,6 +142,9 @@ def _from_pretrained(found: Opened) -> tuple[nn.Module, Any]:
                 ignore_mismatched_sizes=True,  # refused below, with names
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+        for file in found.facts.folder.glob("*.safetensors") if found.facts.folder else ():
+            if is_pointer(file):
+                raise unreadable(file, "") from None
         reason = str(problem).strip().splitlines()[0]
         raise ValueError(
             f"load({name!r}): its weights cannot be read ({reason}). Copy or download them again."
@@ -123,11 +159,28 @@ def _from_pretrained(found: Opened) -> tuple[nn.Module, Any]:
         )
     if found.dtype == torch.bfloat16:
         _with_float32_buffers(model, found.config)
+    return _converted(model.eval().to(found.device), found.dtype, found.device), _tokenizer(found)
+
+
+def _tokenizer(found: Opened) -> Any:
+    """The model's tokenizer; None where it brings none, and token ids work all the same.
+
+    Raises ValueError for one that is there and cannot be read.
+    """
+    folder = found.facts.folder
+    there = [name for name in TOKENIZER_FILES if folder is None or (folder / name).is_file()]
+    if not there:
+        return None  # some classes would be invented from defaults
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None  # token ids work everywhere; text then says that there is no tokenizer
-    return _converted(model.eval().to(found.device), found.dtype, found.device), tokenizer
+        return AutoTokenizer.from_pretrained(str(found.source), trust_remote_code=False)
+    except Exception as problem:  # the tokenizers library raises bare Exception
+        if folder is None and isinstance(problem, OSError):
+            return None
+        reason = str(problem).strip().splitlines()[0] if str(problem) else type(problem).__name__
+        raise ValueError(
+            f"load({found.name!r}): its tokenizer ({', '.join(there)}) cannot be read "
+            f"({reason:.160}). Copy it again, or give load(..., tokenizer=...)."
+        ) from None
 
 
 def _with_float32_buffers(model: nn.Module, config: Any) -> None:

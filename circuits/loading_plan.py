@@ -5,7 +5,7 @@ from typing import Any
 
 from attribution.plan import free_bytes, size_text
 from circuits.arguments import Opened, opened
-from circuits.reading import ATTENTION, MLP, located
+from circuits.reading import ATTENTION, MLP, RESIDUAL, located
 from replacement.checkpoints.hub import Source, check_disk, listing
 from replacement.checkpoints.sizes import Size, size_of
 
@@ -68,6 +68,7 @@ def loading_plan(
     *,
     mlp: Any = None,
     attention: Any = None,
+    residual: Any = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> LoadingPlan:
@@ -81,15 +82,15 @@ def loading_plan(
     >>> plan.model_download + plan.layer_download
     0
     """
-    return plan_of(opened(model, device, dtype), mlp, attention)
+    return plan_of(opened(model, device, dtype), mlp, attention, residual)
 
 
-def plan_of(found: Opened, mlp: Any, attention: Any) -> LoadingPlan:
+def plan_of(found: Opened, mlp: Any, attention: Any, residual: Any) -> LoadingPlan:
     """Return what loading an opened model and these layers takes."""
     itemsize = found.dtype.itemsize
     sets = [
         one
-        for part, asked in ((MLP, mlp), (ATTENTION, attention))
+        for part, asked in ((MLP, mlp), (ATTENTION, attention), (RESIDUAL, residual))
         for one in located(part, asked, found.facts).values()
         if one is not None
     ]

@@ -12,11 +12,12 @@ from replacement.checkpoints import (
     load_attention_saes,
     load_cross_layer_transcoders,
     load_lorsa,
+    load_residual_saes,
     load_transcoders,
     read_layers,
 )
 from replacement.checkpoints.hub import Source, fetch, source_of
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, ResidualSAE
 from replacement.norms import Norm
 
 Layers = Sequence[Any] | None
@@ -26,12 +27,13 @@ LOADERS: dict[str, Callable[..., list[Any]]] = {
     "cross-layer-transcoders": load_cross_layer_transcoders,
     "lorsa": load_lorsa,
     "attention-saes": load_attention_saes,
+    "residual-saes": load_residual_saes,
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """MLPs or attention: what they can be read as."""
+    """MLPs, attention or the residual stream: what they can be read as."""
 
     argument: str
     own: str
@@ -46,6 +48,7 @@ MLP = Part("mlp", "neurons", ("transcoders", "cross-layer-transcoders"), (Featur
 ATTENTION = Part(
     "attention", "heads", ("lorsa", "attention-saes"), (Lorsa, AttentionSAE), "attention layer"
 )
+RESIDUAL = Part("residual", "stream", ("residual-saes",), (ResidualSAE,), "residual stage")
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def _read(
         folder, norms=norms, n_layers=len(norms), hooks=found.hooks, device=device, dtype=dtype
     )
     if kind not in part.kinds:
-        other = ATTENTION if part is MLP else MLP
+        other = next(one for one in (MLP, ATTENTION, RESIDUAL) if kind in one.kinds)
         raise ValueError(
             f"load({part.argument}={str(found.place)!r}): this folder holds {kind}, which read "
             f"{other.each}s: load({other.argument}={str(found.place)!r})."
@@ -231,7 +234,7 @@ def _called(part: Part, found: LayerSet | None) -> str:
 
 def _fits(part: Part, layer: Any) -> bool:
     """Transcoders are the features of MLPs alone, though all are features."""
-    return (part is ATTENTION) == isinstance(layer, Lorsa | AttentionSAE)
+    return part is not MLP or not isinstance(layer, Lorsa | AttentionSAE | ResidualSAE)
 
 
 def _bundled(facts: ModelFacts, kind: str) -> Path | None:

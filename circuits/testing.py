@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from attribution.sweep import Sweep, sweep
+from attribution.sweep import Sweep, kept_anyway, sweep
 from graphs.graph import Graph
 from graphs.names import node_names
 from graphs.nodes import INTERIOR
@@ -35,9 +35,13 @@ class KnockOuts:
 
     @property
     def deviation(self) -> float:
-        """The largest |predicted - held|, as a share of the largest effect, of either."""
+        """The largest |predicted - held|, as a share of the largest effect, of either.
+
+        Of a thousandth of the value where all effects are smaller: behind a replaced stream tokens
+        may do nothing at all, and what is left is rounding.
+        """
         predicted, held = self._column("predicted"), self._column("held")
-        scale = np.abs([predicted, held]).max(initial=0.0)
+        scale = np.abs([predicted, held]).max(initial=1e-3 * abs(self.value))
         return float(np.abs(predicted - held).max(initial=0.0) / scale) if scale else 0.0
 
     @property
@@ -89,7 +93,7 @@ def knock_out_each(graph: Graph, run: Run, *, batch: int | None, progress: bool)
     removals = removals_of(nodes)
     batch = batch or max(1, min(64, ROW_BUDGET // run.token_writes.numel()))
     with torch.no_grad():
-        keep = _masks(removals, sublayers)
+        keep = _masks(removals, sublayers, contract=graph.meta.get("edges") == "direct")
         predicted = -np.asarray(nodes["attribution"])
         if "pruned" in graph.meta:
             again = sweep(target, sublayers, only=keep)
@@ -186,8 +190,13 @@ def _places(sublayers: Sequence[Sublayer]) -> dict[tuple[int, str], int]:
     return {(layer.layer, layer.name): number for number, layer in enumerate(sublayers)}
 
 
-def _masks(removals: Sequence[Removal], sublayers: Sequence[Sublayer]) -> list[Bool[Tensor, " _"]]:
-    """Return which nodes of the held run are in the circuit, found by their rows."""
+def _masks(
+    removals: Sequence[Removal], sublayers: Sequence[Sublayer], *, contract: bool
+) -> list[Bool[Tensor, " _"]]:
+    """Return which nodes of the held run are in the circuit, found by their rows.
+
+    With `contract` heads and skips are no nodes of it, but all of them pass.
+    """
     places = _places(sublayers)
     chosen: list[list[int]] = [[] for _ in sublayers]
     for removal in removals:
@@ -198,7 +207,8 @@ def _masks(removals: Sequence[Removal], sublayers: Sequence[Sublayer]) -> list[B
     for layer, nodes in zip(sublayers, chosen, strict=True):
         mask = torch.zeros(layer.n_nodes, dtype=torch.bool, device=layer.error.device)
         mask[nodes] = True
-        masks.append(mask)
+        always = kept_anyway(layer, contract=True) if contract else None
+        masks.append(mask if always is None else mask | always)
     return masks
 
 

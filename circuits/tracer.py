@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from attribution.assembling import graph_of_sweep
+from attribution.direct_edges import EdgeKind, of_effects, of_flow, scalars_of, with_effects
 from attribution.flow import flow_edges
 from attribution.plan import check_request, node_limit, refuse_too_many
 from attribution.sweep import GateRule, Sweep, traced_sweep
@@ -28,6 +29,7 @@ def trace(
     against: Any = None,
     max_nodes: int | None = None,
     gate: GateRule = "absolute",
+    edges: EdgeKind = "flow",
     progress: bool = True,
 ) -> Circuit:
     """Return the circuit behind a target: which nodes made it so, and what flowed between them.
@@ -57,15 +59,22 @@ def trace(
         active at every position.
     gate
         "absolute" or "signed".
+    edges
+        "flow": heads are nodes, and an edge is the part of the target that took it. "direct": heads
+        and skips are passed and are no nodes; `effect` is the direct effect on the reader's
+        pre-activation (`attribution.direct_effects`), and flow what of the target that makes. Every
+        head passes, so that nodes may differ. "both": the nodes of "flow", and the effects between
+        those that are no heads or skips; an effect that is no flow along the stream has flow 0.
     progress
         Show a bar on stderr where it takes longer than a second.
 
     Raises
     ------
     TypeError, ValueError
-        For something that is not a target, or a threshold, bound or gate that makes no sense.
+        For something that is not a target, or a threshold, bound, gate or kind of edges that makes
+        no sense.
     MemoryError
-        Before the flow edges are made, if they do not fit; names a `max_nodes` that would.
+        Before the edges are made, if they do not fit; names a `max_nodes` that would.
 
     Examples
     --------
@@ -76,21 +85,38 @@ def trace(
     True
     """
     check_request(target, max_nodes)
-    _check_rule(threshold, gate)
+    _check_rule(threshold, gate, edges)
+    contract = edges == "direct"
+    if against is not None and edges != "flow":
+        raise ValueError(
+            f"trace(against=..., edges={edges!r}): direct effects are of one run, what is held; "
+            "a contrast has flows alone. Leave edges out, or against."
+        )
     with torch.no_grad():
         if against is not None:
             target = contrasted(target, against)
         run = target.run
         sublayers, limit = run.sublayers, node_limit(run, max_nodes)
-        swept, ungated, cutoff = traced_sweep(target, threshold, rule=gate, limit=limit)
-        refuse_too_many(sublayers, swept.kept(), run)
-        flow = flow_edges(target, sublayers, swept, _bar("flow edges", progress))
+        swept, ungated, cutoff = traced_sweep(
+            target, threshold, rule=gate, limit=limit, contract=contract
+        )
+        kept = scalars_of(sublayers, swept.kept()) if contract else swept.kept()
+        refuse_too_many(sublayers, kept, run, direct=edges != "flow")
+        if contract:
+            made = of_effects(target, swept)
+        else:
+            made = of_flow(flow_edges(target, sublayers, swept, _bar("flow edges", progress)))
+        if edges == "both":
+            made = with_effects(made, target, swept)
         meta = _meta(target, swept, threshold=threshold, gate=gate, limit=limit, cutoff=cutoff)
-        graph = graph_of_sweep(target, sublayers, swept, flow, ungated=ungated, meta=meta)
+        meta["edges"] = edges
+        graph = graph_of_sweep(
+            target, sublayers, swept, made, kept=kept, ungated=ungated, meta=meta
+        )
     return Circuit.of_trace(graph, run)
 
 
-def _check_rule(threshold: Any, gate: Any) -> None:
+def _check_rule(threshold: Any, gate: Any, edges: Any) -> None:
     if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise ValueError(
             f"trace(threshold={threshold!r}): a share of the target's value is needed, 0 (keep "
@@ -98,6 +124,8 @@ def _check_rule(threshold: Any, gate: Any) -> None:
         )
     if gate not in ("absolute", "signed"):
         raise ValueError(f'trace(gate={gate!r}): "absolute" or "signed".')
+    if edges not in ("flow", "direct", "both"):
+        raise ValueError(f'trace(edges={edges!r}): "flow", "direct" or "both".')
 
 
 def _bar(what: str, shown: bool) -> Any:

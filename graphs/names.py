@@ -110,8 +110,8 @@ def _name(kind: str, place: str, pos: int, number: tuple[int, str]) -> str:
         return f'"{readable(token)}"{at}'
     if kind not in _LONG:
         return f"{place} {kind}{at}".strip()
-    # a feature of what attention wrote is not one of the MLP's; heads are attention anyway
-    where = place if kind == "feature" and place.endswith(".attn") else place.split(".")[0]
+    # only a feature of the MLP is called without its sublayer; heads are attention anyway
+    where = place.removesuffix(".mlp") if kind == "feature" else place.split(".")[0]
     return f"{where}.{_LONG[kind]}{index if index >= 0 else ''}{at}"
 
 

@@ -10,7 +10,9 @@ Node table
     ======================  ======  ============================================================
     kind                    str     one of ``KINDS``
     layer                   int     -1 where there is none; target: number of layers
-    sublayer                str     "attn", "mlp", or "" where there is none
+    sublayer                str     "attn", "mlp"; of the residual stream "resid" (entering the
+                                    layer, or of layer n_layers the final norm) or "mid" (entering
+                                    its MLP); "" where there is none
     pos                     int     token position it writes at (a head: the query), or -1
     index                   int     number of the feature, neuron, head; token id; else -1
     token                   str     text of the token at ``pos``
@@ -50,7 +52,7 @@ SOURCES = ("token", "position")
 INTERIOR = ("feature", "neuron", "lorsa", "head", "skip")
 LEAVES = ("error", "bias", "pruned", "switch")
 KINDS = (*SOURCES, *INTERIOR, *LEAVES, "target")
-SUBLAYERS = ("", "attn", "mlp")
+SUBLAYERS = ("", "resid", "attn", "mid", "mlp")
 
 NODE_COLUMNS: dict[str, type] = {
     "kind": str,

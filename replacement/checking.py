@@ -19,8 +19,8 @@ def check_rebuilt(model: ReplacementModel) -> None:
     """Raise ValueError unless the model's weights, as its family reads them, rebuild one run.
 
     Checked on a few tokens: every pattern's rows sum to one, the patterns follow from queries and
-    keys, heads and neurons give what attention and MLP wrote, and the logits follow from the last
-    residual stream.
+    keys, heads and neurons give what attention and MLP wrote, these add up to the next residual
+    stream, and the logits follow from the last.
     """
     count = min(N_TOKENS, model.n_context or N_TOKENS)
     ids = torch.arange(count) % model.weights.d_vocab
@@ -37,6 +37,10 @@ def check_rebuilt(model: ReplacementModel) -> None:
         written = block.heads.write(block.heads.mix(layer.pattern, y))
         _same(model, f"heads of layer {number}", written, layer.attention_raw)
         _check_mlp(model, number, block, run)
+    after = [*(layer.residual for layer in record.layers[1:]), record.residual]
+    for number, (layer, stream) in enumerate(zip(record.layers, after, strict=True)):
+        added = layer.residual + layer.attention + layer.mlp
+        _same(model, f"residual stream after layer {number}", added, stream)
     final = model.weights.final_norm
     y = final.apply(record.residual, final.scale(record.residual))
     logits = y @ model.weights.unembedding.T
@@ -53,7 +57,7 @@ def _check_mlp(model: ReplacementModel, number: int, block: LayerWeights, run: R
     if not block.mlp.exact:
         return
     recorded = run.layers[number].mlp
-    stream = run.residuals[run.sublayers[2 * number + 1].reads_at]
+    stream = run.residuals[run.sublayer(number, "mlp").reads_at]
     written = block.mlp.decode(recorded.active, block.mlp_norm.apply(stream, recorded.scale))
     if block.mlp_post_norm is not None and recorded.post_scale is not None:
         written = block.mlp_post_norm.apply(written, recorded.post_scale)

@@ -17,7 +17,7 @@ from replacement.held_forward import Knocked, held_forward, joined
 from replacement.layers import Lorsa
 from replacement.run import Run
 from replacement.scores import score_values
-from replacement.target import Target, Term
+from replacement.target import Seed, Target, Term
 from replacement.weights import LayerWeights
 
 SOURCES = ("token", "position")
@@ -47,9 +47,10 @@ def held_knock_outs(
         return run.logits.new_zeros(0)
     stream = _entering(run, removals)
     streams = {0: stream}
-    values = torch.full_like(stream[:, 0, 0], target.bias) + _read(target, 0, stream)
+    values = torch.full_like(stream[:, 0, 0], target.bias)
     arriving: dict[int, Tensor] = {}
     for layer, kept in zip(run.sublayers, keep, strict=True):
+        values = values + _read(target.seeds_at(layer.before, front=layer.replaces), stream)
         knocked, error_batch, error_pos = _knocked(layer, removals)
         error = layer.error.repeat(len(removals), 1, 1)
         error[error_batch, error_pos] = 0
@@ -57,19 +58,18 @@ def held_knock_outs(
         written = held_forward(run, layer, read, kept, knocked).unbind(2)
         for stage, part in zip(layer.write_stages, written, strict=True):
             arriving[stage] = arriving[stage] + part if stage in arriving else part
-        stream = stream + joined(run, layer, arriving.pop(layer.writes_at)) + error
-        streams = {layer.writes_at - 1: streams[layer.writes_at - 1], layer.writes_at: stream}
-        values = values + _read(target, layer.writes_at, stream)
-    return values
+        made = joined(run, layer, arriving.pop(layer.writes_at)) + error
+        before, stream = stream, made if layer.replaces else stream + made
+        streams = {layer.before: before, layer.writes_at: stream}
+    return values + _read(target.seeds_at(run.sublayers[-1].writes_at), stream)
 
 
 def _read(
-    target: Target, stage: int, stream: Float[Tensor, "batch pos d_model"]
+    seeds: Sequence[Seed], stream: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, " batch"]:
     total = torch.zeros_like(stream[:, 0, 0])
-    for seed in target.seeds:
-        if seed.stage == stage:
-            total = total + stream[:, seed.pos] @ seed.vector
+    for seed in seeds:
+        total = total + stream[:, seed.pos] @ seed.vector
     return total
 
 
@@ -153,20 +153,24 @@ def _vectors(run: Run, removal: Removal) -> dict[tuple[int, str], Float[Tensor, 
     """What a node wrote, by the sublayer whose output it joined."""
     if removal.kind in SOURCES:
         return {(-1, ""): _source_vector(run, removal)}
-    places = {layer.writes_at: (layer.layer, layer.name) for layer in run.sublayers}
-    own = {(layer.layer, layer.name): layer for layer in run.sublayers}[
-        removal.layer, removal.sublayer
-    ]
+    own = run.sublayer(removal.layer, removal.sublayer)
+    places = {
+        layer.writes_at: (layer.layer, layer.name)
+        for layer in run.sublayers
+        if layer.replaces == own.replaces
+    }
     if removal.kind == "error":
         return {places[own.writes_at]: own.error[removal.pos]}
     node = torch.tensor([number_of(own, removal)], device=run.logits.device)
     return {places[stage]: own.writes(node, stage)[0] for stage in own.write_stages}
 
 
-def _stage(run: Run, term: Term) -> int:
+def _stage(run: Run, term: Term) -> int | tuple[int, str]:
     """The stage whose residual stream a term is measured on, with the real norm on top."""
-    is_mlp = term.kind == "feature" and term.sublayer != "attn"
-    return run.sublayers[2 * term.layer + 1].reads_at if is_mlp else 2 * term.layer
+    if term.kind != "feature":
+        return 2 * term.layer
+    held = run.sublayer(term.layer, term.sublayer)
+    return (held.layer, held.name) if held.replaces else held.reads_at
 
 
 def _measured(
@@ -178,6 +182,9 @@ def _measured(
     if term.kind == "attention_score":
         return _measured_score(run, term, stream)
     if term.kind == "feature":
+        held = run.sublayer(term.layer, term.sublayer)
+        if held.replaces:
+            return weights.streams[held.reads_at].pre_activation(here, term.index)
         return _measured_feature(weights.layers[term.layer], term, stream)
     y = weights.final_norm.apply(here, weights.final_norm.scale(here))
     row, bias = weights.unembedding[term.index], weights.unembedding_bias
@@ -191,7 +198,7 @@ def _measured(
 def _measured_feature(
     block: LayerWeights, term: Term, stream: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, " batch"]:
-    if term.sublayer != "attn":
+    if term.sublayer == "mlp":
         here = stream[:, term.pos]
         y = block.mlp_reads_through.apply(here, block.mlp_reads_through.scale(here))
         return block.mlp.pre_activation(y, term.index)

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from replacement.held import HeldFeatures, Reads
+from replacement.held import HeldFeatures, HeldStream, Reads
 from replacement.layers import Lorsa
 from replacement.scores import HeldScore, StreamSide
 from replacement.target import Seed, Target, Term
@@ -35,22 +36,26 @@ def logit_target(run: Any, kind: str, number: int, pos: int, label: str) -> Targ
 
 def feature_target(run: Any, held: HeldFeatures, pos: int, number: int) -> Target:
     """Return the pre-activation of one feature of a sublayer."""
-    reads = held.read_of(pos, number)
+    where, which = torch.tensor([[pos], [number]], device=held.error.device)
+    reads = held.reads_of(where, which)
     kind = held.node_kind
-    name = {"lorsa": "lorsa ", "neuron": "n"}.get(kind, "attn.f" if held.name == "attn" else "f")
+    feature = "f" if held.name == "mlp" else f"{held.name}.f"
+    name = {"lorsa": "lorsa ", "neuron": "n"}.get(kind, feature)
     return Target(
         run=run,
         label=f"L{held.layer}.{name}{number}@{pos}",
         value=_pre_activation(run, held, pos, number),
         bias=float(reads.constant),
         pos=pos,
-        seeds=_seeds(held.reads_at, reads),
+        seeds=_seeds(held, reads),
         terms=(Term("feature", 1.0, held.layer, pos, number, sublayer=held.name),),
     )
 
 
 def _pre_activation(run: Any, held: HeldFeatures, pos: int, number: int) -> float:
     """What the layer computed, by the layer's own arithmetic."""
+    if isinstance(held, HeldStream):
+        return float(held.features.pre_activation(run.streams[held.reads_at].entering[pos], number))
     block, stream = run.weights.layers[held.layer], run.residuals[held.reads_at]
     if held.name == "mlp":
         y = block.mlp_reads_through.apply(
@@ -65,11 +70,11 @@ def _pre_activation(run: Any, held: HeldFeatures, pos: int, number: int) -> floa
     return float(block.attention.pre_activation(written, number))
 
 
-def _seeds(stage: int, reads: Reads) -> tuple[Seed, ...]:
+def _seeds(held: HeldFeatures, reads: Reads) -> tuple[Seed, ...]:
     """One seed a position that a single node reads."""
     vectors = reads.factor[0].T @ reads.vector[0]
     places = reads.factor[0].any(0).nonzero().flatten().tolist()
-    return tuple(Seed(stage, pos, vectors[pos]) for pos in places)
+    return tuple(Seed(held.reads_at, pos, vectors[pos], held.replaces) for pos in places)
 
 
 def score_target(run: Any, score: HeldScore, side: str) -> Target:

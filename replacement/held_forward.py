@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from replacement.held import Sublayer
-from replacement.layers import Active, FeatureLayer, Lorsa
+from replacement.layers import Active, FeatureLayer, HalvedActive, HalvedNeurons, Lorsa
 from replacement.run import Run
 
 
@@ -35,6 +35,8 @@ def held_forward(
     Its write bias is in the first, its error in none; `joined` is what the stream gets of it.
     """
     write = _of_mlp if layer.name == "mlp" else _of_attention
+    if layer.replaces:
+        write = _of_stream
     return write(run, layer, stream, kept, knocked).unflatten(-1, (-1, stream.shape[-1]))
 
 
@@ -42,6 +44,8 @@ def joined(
     run: Run, layer: Sublayer, written: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:
     """Return what is added to the stream: through the norm after the sublayer, if one is there."""
+    if layer.replaces:
+        return written
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer]
     post, scale = block.attention_writes_through, recorded.attention.post_scale
     if layer.name == "mlp":
@@ -61,7 +65,9 @@ def _of_attention(
     if isinstance(block.attention, Lorsa):
         assert recorded.active is not None
         active, moving = recorded.active, _moving(kept, knocked)
-        live = _lorsa_pre_activations(block.attention, recorded.pattern, y, active, moving)
+        live = active.gate[moving] * _lorsa_pre_activations(
+            block.attention, recorded.pattern, y, active, moving
+        )
         return _of_features(block.attention, active, live, moving, kept, knocked)
     heads = block.heads
     mixed = heads.mix(recorded.pattern, y)
@@ -72,7 +78,7 @@ def _of_attention(
         return heads.write(mixed)
     assert recorded.active is not None
     moving = _moving(kept, knocked)
-    live = _pre_activations(block.attention, heads.write(mixed), recorded.active, moving)
+    live = _live(block.attention, heads.write(mixed), recorded.active, moving)
     return _of_features(block.attention, recorded.active, live, moving, kept, knocked)
 
 
@@ -90,7 +96,7 @@ def _of_mlp(
     of_features = Knocked(knocked.batch[is_feature], knocked.node[is_feature])
     kept = kept[: len(active)]
     moving = _moving(kept, of_features)
-    live = _pre_activations(features, y, active, moving)
+    live = _live(features, y, active, moving)
     written = _of_features(features, active, live, moving, kept, of_features)
     if features.skip is None:
         return written
@@ -100,6 +106,19 @@ def _of_mlp(
     return written
 
 
+def _of_stream(
+    run: Run,
+    layer: Sublayer,
+    stream: Float[Tensor, "batch pos d_model"],
+    kept: Bool[Tensor, " node"],
+    knocked: Knocked,
+) -> Float[Tensor, "batch pos d_model"]:
+    sae, active = run.weights.streams[layer.reads_at], run.streams[layer.reads_at].active
+    moving = _moving(kept, knocked)
+    live = _live(sae, stream, active, moving)
+    return _of_features(sae, active, live, moving, kept, knocked)
+
+
 def _moving(kept: Bool[Tensor, " node"], knocked: Knocked) -> Int[Tensor, " moving"]:
     """The nodes whose activation is not that of the run in every row of the batch."""
     touched = kept.clone()
@@ -107,14 +126,20 @@ def _moving(kept: Bool[Tensor, " node"], knocked: Knocked) -> Int[Tensor, " movi
     return touched.nonzero(as_tuple=True)[0]
 
 
-def _pre_activations(
+def _live(
     features: FeatureLayer,
     y: Float[Tensor, "batch pos d_model"],
     active: Active,
     moving: Int[Tensor, " moving"],
 ) -> Float[Tensor, "batch moving"]:
+    """Activations on edited inputs, gates held."""
     pos, index = active.pos[moving], active.index[moving]
-    return (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
+    pre = (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
+    live = active.gate[moving] * pre
+    if isinstance(active, HalvedActive) and isinstance(features, HalvedNeurons):
+        other = (y[:, pos] * features.gate_read[index]).sum(-1) + features.gate_bias[index]
+        live = live + active.other_gate[moving] * other
+    return live
 
 
 def _lorsa_pre_activations(
@@ -134,16 +159,16 @@ def _lorsa_pre_activations(
 def _of_features(
     features: FeatureLayer,
     active: Active,
-    pre: Float[Tensor, "batch moving"],
+    live: Float[Tensor, "batch moving"],
     moving: Int[Tensor, " moving"],
     kept: Bool[Tensor, " node"],
     knocked: Knocked,
 ) -> Float[Tensor, "batch pos target_times_d_model"]:
-    """What all features write, given the live pre-activations of those that move."""
+    """What all features write, given the live activations of those that move."""
     still = torch.ones_like(active.activation, dtype=torch.bool)
     still[moving] = False
-    written = active.combine(features.write, active.activation * still).repeat(len(pre), 1, 1)
-    live = torch.where(kept[moving], active.gate[moving] * pre, active.activation[moving])
+    written = active.combine(features.write, active.activation * still).repeat(len(live), 1, 1)
+    live = torch.where(kept[moving], live, active.activation[moving])
     live[knocked.batch, torch.searchsorted(moving, knocked.node)] = 0
     rows = features.write[active.index[moving]]
     written.index_add_(1, active.pos[moving], live[..., None] * rows)

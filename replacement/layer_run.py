@@ -56,3 +56,15 @@ class LayerRun:
 
     attention: AttentionRun
     mlp: MLPRun
+
+
+@dataclass(frozen=True, eq=False)
+class StreamRun:
+    """The residual stream at one stage, read as features."""
+
+    entering: Float[Tensor, "pos d_model"]
+    """The stream in front of the autoencoder."""
+    active: Active
+    output: Float[Tensor, "pos d_model"]
+    """Features and decoder bias together: what stands in for the stream."""
+    error: Float[Tensor, "pos d_model"]

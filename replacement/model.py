@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from replacement.checkpoints.files import all_finite
 from replacement.families import Family, family_of
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.layers import AttentionSAE, FeatureLayer, HalvedNeurons, Lorsa, ResidualSAE
 from replacement.precision import kept_in, kept_type
 from replacement.prompts import token_ids_of, token_text, token_texts
 from replacement.recording import run_of_record, substitutes
 from replacement.run import Run
 from replacement.tracing import Sublayer, Substitute, Tracer
-from replacement.weights import read_weights
+from replacement.weights import ModelWeights, read_weights
+
+STAGE = "residual stage"
+WHERE = {Lorsa: "attention layer", AttentionSAE: "attention layer", ResidualSAE: STAGE}
+"""What layers are for; all others are for MLPs."""
 
 
 class ReplacementModel:
@@ -32,7 +36,9 @@ class ReplacementModel:
         tokenizer: Any = None,
         mlps: Sequence[FeatureLayer | None] | None = None,
         attentions: Sequence[Lorsa | AttentionSAE | None] | None = None,
+        residuals: Sequence[ResidualSAE | None] | None = None,
         *,
+        split: str | None = None,
         name: str = "model in memory",
         read_as: dict[str, str] | None = None,
     ) -> None:
@@ -40,7 +46,11 @@ class ReplacementModel:
 
         `mlps`: one layer per MLP, None for the model's own neurons (there, or everywhere).
         `attentions`: one `Lorsa` or `AttentionSAE` per attention layer, None for the model's own
-        heads. `name` and `read_as` (mlp, attention) are only remembered, for saved circuits to say
+        heads. `residuals`: one `ResidualSAE` per stage of the residual stream (`2 · layer` enters a
+        layer, `2 · layer + 1` its MLP, `2 · n_layers` the final norm), None where the stream stays
+        what it is. `split="half"`: neurons of gated MLPs read half of their product through each
+        branch; by default all of it through the one that is not gated. `name` and `read_as` (mlp,
+        attention, and residual where it is read) are only remembered, for saved circuits to say
         what they came from.
         """
         self.family = family_of(hf_model)
@@ -50,6 +60,8 @@ class ReplacementModel:
         self.read_as = read_as or {
             "mlp": "neurons" if mlps is None else "given",
             "attention": "heads" if attentions is None else "given",
+            **({} if residuals is None else {"residual": "given"}),
+            **({} if split is None else {"split": split}),
         }
         _check_weights(hf_model)
         self.weights = read_weights(
@@ -57,7 +69,10 @@ class ReplacementModel:
             self.family,
             _fitting("MLP", mlps, hf_model, self.family),
             _fitting("attention layer", attentions, hf_model, self.family),
+            _fitting_streams(residuals, hf_model, self.family),
+            halved=split is not None,
         )
+        _check_split(split, hf_model, self.weights)
         self.tracer = Tracer(hf_model, self.family)
 
     @property
@@ -133,8 +148,22 @@ class ReplacementModel:
         weights = self.weights
         return (
             f"ReplacementModel({self.name}: {weights.n_layers} layers, width {weights.d_model}, "
-            f"mlp={self.read_as['mlp']}, attention={self.read_as['attention']}, "
-            f"{str(self.weights_dtype).removeprefix('torch.')} on {self.device})"
+            + "".join(f"{part}={name}, " for part, name in self.read_as.items())
+            + f"{str(self.weights_dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+
+def _check_split(split: str | None, model: nn.Module, weights: ModelWeights) -> None:
+    if split not in (None, "half"):
+        raise ValueError(
+            f'split={split!r}: "half" reads gated neurons through both branches; leave it out for '
+            "the branch that is not gated."
+        )
+    if split and not any(isinstance(layer.mlp, HalvedNeurons) for layer in weights.layers):
+        raise ValueError(
+            f'split="half" is for neurons of gated MLPs, and {type(model).__name__} has none that '
+            'are read as neurons here. Leave split out, or give mlp="neurons" for a model with '
+            "gated MLPs (Llama, Mistral, Qwen, Gemma)."
         )
 
 
@@ -185,26 +214,41 @@ def _check_targets(number: int, layer: FeatureLayer, layers: Sequence[Any]) -> N
         )
 
 
+def _fitting_streams(layers: Any, model: nn.Module, family: Family) -> dict[int, ResidualSAE]:
+    """The SAEs of the residual stream by stage; ValueError for what does not fit."""
+    fitting = enumerate(_fitting(STAGE, layers, model, family))
+    found = {stage: layer for stage, layer in fitting if layer is not None}
+    middle = [stage for stage in found if stage % 2]
+    if middle and family.parallel(model.config):
+        raise ValueError(
+            f"a ResidualSAE was given for stage {middle[0]}, between attention and MLP of layer "
+            f"{middle[0] // 2}: {type(model).__name__} runs both beside each other on the stream "
+            "that enters the layer, so there is no such place. Give one of stages 0, 2, 4, …"
+        )
+    return found
+
+
 def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequence[Any]:
     """One layer or None for each of the model's sublayers; ValueError for what does not fit."""
     blocks: Any = model.get_submodule(family.layers)
     unembedding: Any = model.get_submodule(family.unembedding)
-    n_layers, d_model, dtype = len(blocks), unembedding.weight.shape[1], unembedding.weight.dtype
+    d_model, dtype = unembedding.weight.shape[1], unembedding.weight.dtype
+    count, each = (2 * len(blocks) + 1, "stage") if what == STAGE else (len(blocks), "layer")
     if layers is None:
-        return [None] * n_layers
-    if len(layers) != n_layers:
+        return [None] * count
+    if len(layers) != count:
         raise ValueError(
-            f"{len(layers)} replacement layers for a model of {n_layers} {what}s: one per layer is "
-            "needed, first layer first (None where the model's own parts are to be the nodes)."
+            f"{len(layers)} replacement layers for a model of {count} {what}s: one per {each} is "
+            f"needed, first {each} first (None where the model's own parts are to be the nodes)."
         )
     layers = [_detached(layer) for layer in layers]
     for number, layer in enumerate(layers):
         if layer is None:
             continue
-        if isinstance(layer, Lorsa | AttentionSAE) != (what == "attention layer"):
+        if WHERE.get(type(layer), "MLP") != what:
             raise ValueError(
                 f"a {type(layer).__name__} was given for {what} {number}: Lorsa and AttentionSAE "
-                "read attention, transcoders read MLPs."
+                "read attention, transcoders MLPs, and a ResidualSAE the residual stream."
             )
         if isinstance(layer, AttentionSAE) and layer.after_post_norm and family.attention_post_norm:
             raise ValueError(
@@ -212,7 +256,8 @@ def _fitting(what: str, layers: Any, model: nn.Module, family: Family) -> Sequen
                 f"attention ({family.attention_post_norm}), which is not covered: one that reads "
                 "what attention itself computes is."
             )
-        _check_targets(number, layer, layers)
+        if what == "MLP":
+            _check_targets(number, layer, layers)
         widths = [layer.read.shape[1], layer.write.shape[1] // layer.n_targets]
         if isinstance(layer, Lorsa):
             widths += [layer.query_key.query.shape[1], layer.query_key.key.shape[1]]

@@ -35,12 +35,16 @@ class Norm:
         """Return vectors that read the stream (times 1/scale) as `reads` read the output."""
         return self.centre(reads if self.gain is None else reads * self.gain)
 
+    def unscaled(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return what summands of the input become before the denominator: `pull` transposed."""
+        centred = self.centre(vectors)
+        return centred if self.gain is None else centred * self.gain
+
     def held(
         self, vectors: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*positions"]
     ) -> Float[Tensor, "*batch d_model"]:
         """Return what the norm makes of summands of its input: all but its own bias."""
-        normed = self.centre(vectors) / scale[..., None]
-        return normed if self.gain is None else normed * self.gain
+        return self.unscaled(vectors) / scale[..., None]
 
     def constant(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
         """Return what `reads` get from the norm's bias: the part no node wrote."""

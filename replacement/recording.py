@@ -1,5 +1,6 @@
 """From one recorded forward pass to a Run: features encoded, scales held, errors left over."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement.layer_run import AttentionRun, LayerRun, MLPRun
-from replacement.layers import Active, AttentionSAE, FeatureLayer, Lorsa
+from replacement.held import NAMES
+from replacement.layer_run import AttentionRun, LayerRun, MLPRun, StreamRun
+from replacement.layers import Active, AttentionSAE, FeatureLayer, Lorsa, ResidualSAE
 from replacement.norms import Norm
 from replacement.run import Run
 from replacement.tracing import LayerRecord, Record, Sublayer, Substitute
@@ -38,8 +40,18 @@ def run_of_record(
     )
     residuals, layers = [], []
     arriving = [torch.zeros_like(entering) for _ in weights.layers]
-    for number, (layer, block) in enumerate(zip(record.layers, weights.layers, strict=True)):
-        between = layer.residual + layer.attention
+    streams: dict[int, StreamRun] = {}
+
+    def behind(stage: int, stream: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        """The stream of a stage, replaced there or not."""
+        if stage in weights.streams:
+            streams[stage] = _stream_run(stream, weights.streams[stage], errors=errors)
+            return stream if errors else streams[stage].output
+        return stream
+
+    for number, (arrived, block) in enumerate(zip(record.layers, weights.layers, strict=True)):
+        layer = dataclasses.replace(arrived, residual=behind(2 * number, arrived.residual))
+        between = behind(2 * number + 1, layer.residual + layer.attention)
         residuals += [layer.residual, between]
         layers.append(
             LayerRun(
@@ -53,6 +65,7 @@ def run_of_record(
                 ),
             )
         )
+    final = behind(2 * weights.n_layers, record.residual)
     return Run(
         model=model,
         weights=weights,
@@ -64,9 +77,18 @@ def run_of_record(
         token_writes=entering - position_writes,
         position_writes=position_writes,
         layers=layers,
-        residuals=[*residuals, record.residual],
-        final_scale=weights.final_norm.scale(record.residual),
+        residuals=[*residuals, final],
+        final_scale=weights.final_norm.scale(final),
+        streams=streams,
     )
+
+
+def _stream_run(
+    stream: Float[Tensor, "pos d_model"], sae: ResidualSAE, *, errors: bool
+) -> StreamRun:
+    active = sae.encode(stream)
+    output = sae.decode(active, stream)
+    return StreamRun(stream, active, output, _left(stream, output, errors=errors))
 
 
 def _attention_run(layer: LayerRecord, block: LayerWeights, *, errors: bool) -> AttentionRun:
@@ -171,6 +193,8 @@ def substitutes(weights: ModelWeights) -> dict[Sublayer, Substitute]:
     """
     found: dict[Sublayer, Substitute] = {}
     arriving: dict[int, Tensor] = {}
+    for stage, sae in weights.streams.items():
+        found[stage // 2, NAMES[stage % 2]] = partial(_of_output, sae, None)
     for number, block in enumerate(weights.layers):
         post = block.attention_writes_through
         if isinstance(block.attention, AttentionSAE):

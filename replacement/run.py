@@ -1,7 +1,8 @@
 """One recorded prompt: what was active, what was held, and what of it can be explained."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -10,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.explaining import direction_target, feature_target, logit_target, score_target
-from replacement.held import HeldFeatures, Sublayer, held_sublayers
-from replacement.layer_run import LayerRun
+from replacement.held import NAMES, HeldFeatures, Sublayer, held_sublayers
+from replacement.layer_run import LayerRun, StreamRun
 from replacement.prompts import single_token, whole_number
 from replacement.scores import SIDES, held_score, rest_weights, scores_of
 from replacement.target import Target, sum_of
@@ -42,13 +43,28 @@ class Run:
     position_writes: Float[Tensor, "pos d_model"]
     layers: list[LayerRun]
     residuals: list[Float[Tensor, "pos d_model"]]
-    """The residual stream of every stage (two a layer, and the one entering the final norm)."""
+    """The residual stream of every stage (two a layer, and the one entering the final norm).
+
+    Where features replace it in a replacement run: the stream behind them."""
     final_scale: Float[Tensor, " pos"]
+    streams: Mapping[int, StreamRun] = field(default_factory=dict)
+    """Stages at which the residual stream is read as features."""
 
     @cached_property
     def sublayers(self) -> list[Sublayer]:
         """The held linear map, sublayer by sublayer, in the order they write."""
-        return held_sublayers(self.layers, self.weights.layers)
+        return held_sublayers(self.layers, self.streams, self.weights)
+
+    def place(self, layer: int, name: str) -> int:
+        """Return which of the `sublayers` has that layer and name; KeyError if there is none."""
+        for number, one in enumerate(self.sublayers):
+            if (one.layer, one.name) == (layer, name):
+                return number
+        raise KeyError((layer, name))
+
+    def sublayer(self, layer: int, name: str) -> Sublayer:
+        """Return the sublayer of a layer and name; KeyError if there is none."""
+        return self.sublayers[self.place(layer, name)]
 
     @torch.no_grad()
     def logit(self, token: str | SupportsIndex, pos: SupportsIndex = -1) -> Target:
@@ -74,18 +90,21 @@ class Run:
     ) -> Target:
         """Return the pre-activation of a feature, neuron or Lorsa head as a target, active or not.
 
-        `sublayer`: "mlp" or "attn" (a Lorsa head, or a feature of attention's output); needed only
-        where both have features, and "mlp" by default. Raises IndexError for a layer, position or
-        index that does not exist, ValueError for a sublayer without features.
+        `sublayer`: "mlp" (the default), "attn" (a Lorsa head, or a feature of attention's output),
+        "resid" (of the stream entering the layer; `n_layers`: the final norm) or "mid" (entering
+        its MLP). Raises IndexError for a layer, position or index that does not exist, ValueError
+        for a sublayer without features.
         """
-        where, depth = self._position(pos), self._layer(layer)
         name = "mlp" if sublayer is None else sublayer
-        held = {part.name: part for part in self.sublayers[2 * depth : 2 * depth + 2]}.get(name)
+        last = self.weights.n_layers if name == NAMES[0] else None
+        where, depth = self._position(pos), self._layer(layer, last)
+        found = [part for part in self.sublayers if (part.layer, part.name) == (depth, name)]
+        held = found[0] if found else None
         if not isinstance(held, HeldFeatures):
             raise ValueError(
-                f'run.feature(sublayer={sublayer!r}): "mlp", or "attn" where attention is read '
-                f"through Lorsa or an autoencoder; layer {depth} is read as "
-                f"{self.model.read_as['attention']}."
+                f'run.feature(sublayer={sublayer!r}): "mlp", "attn" where attention is read '
+                'through Lorsa or an autoencoder, "resid" or "mid" where the residual stream is; '
+                f"layer {depth} is read as {' and '.join(self.model.read_as.values())}."
             )
         number, count = whole_number(index), held.features.n_features
         if number is None or not 0 <= number < count:

@@ -16,6 +16,8 @@ class Seed(NamedTuple):
     stage: int
     pos: int
     vector: Float[Tensor, " d_model"]
+    front: bool = False
+    """Where the stream is replaced at this stage: True if what is replaced is read."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Term:
     vector: Float[Tensor, " d_model"] | None = None
     """The direction, for that kind."""
     sublayer: str = ""
-    """A feature: "attn" or "mlp"."""
+    """A feature: name of the sublayer, "attn", "mlp", "resid" or "mid"."""
     key: int = -1
     """A score: position of the key."""
     side: str = ""
@@ -66,6 +68,10 @@ class Target:
     seeds: tuple[Seed, ...]
     terms: tuple[Term, ...]
     centered_form: "Target | None" = None
+
+    def seeds_at(self, stage: int, *, front: bool = False) -> list[Seed]:
+        """Return the seeds that read the stream of a stage, or what is replaced there."""
+        return [seed for seed in self.seeds if (seed.stage, seed.front) == (stage, front)]
 
     def centered(self) -> "Target":
         """Return the logit less the mean over the vocabulary (unembedding bias included).
@@ -112,7 +118,7 @@ class Target:
             value=factor * self.value,
             bias=factor * self.bias,
             pos=self.pos,
-            seeds=tuple(Seed(stage, pos, factor * vector) for stage, pos, vector in self.seeds),
+            seeds=tuple(seed._replace(vector=factor * seed.vector) for seed in self.seeds),
             terms=tuple(
                 dataclasses.replace(term, weight=factor * term.weight) for term in self.terms
             ),

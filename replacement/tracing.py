@@ -18,12 +18,19 @@ from replacement.families.family import Family
 from replacement.precision import KeepDouble
 
 Sublayer = tuple[int, str]
-"""Number of the layer, and "attn" or "mlp"; (-1, "") for the embeddings."""
+"""Number of the layer, and "attn" or "mlp"; (-1, "") for the embeddings.
+
+The residual stream itself: "resid" where it enters the layer (or, of the number of layers, the
+final norm), "mid" where it enters the layer's MLP.
+"""
 Substitute = Callable[
     [Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]],
     Float[Tensor, "batch pos d_model"],
 ]
-"""What stands in for a sublayer's output, from the stream it reads and the output it made."""
+"""What stands in for a sublayer's output, from the stream it reads and the output it made.
+
+Of the residual stream: what stands in for it, from itself twice.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class LayerRecord:
     """What one layer did in one run, batch axis removed."""
 
     residual: Float[Tensor, "pos d_model"]
-    """The residual stream entering the layer."""
+    """The residual stream entering the layer, before it was replaced."""
     attention: Float[Tensor, "pos d_model"]
     """What attention added to the stream, after a norm that follows it."""
     attention_raw: Float[Tensor, "pos d_model"]
@@ -48,7 +55,7 @@ class Record:
 
     layers: list[LayerRecord]
     residual: Float[Tensor, "pos d_model"]
-    """The residual stream entering the final norm."""
+    """The residual stream entering the final norm, before it was replaced."""
     logits: Float[Tensor, "pos d_vocab"]
 
 
@@ -69,9 +76,12 @@ class Tracer:
         The outputs of sublayers named in `substitutes` are replaced, and recorded, as they say.
         """
         family, saved, ends = self.family, [], []
+        last = (len(_at(self.model, family.layers)), "resid")
         with self._undisturbed(), torch.no_grad(), self._wrapped.trace(token_ids[None]):
             for number, layer in enumerate(_at(self._wrapped, family.layers)):
-                entering = layer.input.save()
+                arriving = entering = layer.input.save()
+                if (number, "resid") in substitutes:
+                    layer.input = entering = substitutes[number, "resid"](arriving, arriving)
                 attention = _at(layer, family.attention)
                 pattern = attention.output[1].save()
                 raw = attention.output[0].save()
@@ -81,6 +91,11 @@ class Tracer:
                 if (number, "attn") in substitutes:
                     written = substitutes[number, "attn"](entering, raw)
                     _put(layer, family.attention, family.attention_post_norm, written)
+                added_by_heads: Any = written.save()
+                if (number, "mid") in substitutes:
+                    between = entering + written
+                    written = substitutes[number, "mid"](between, between) - entering
+                    _put(layer, family.attention, family.attention_post_norm, written)
                 between = entering if self.parallel else entering + written
                 mlp_raw = _at(layer, family.mlp).output.view_as(entering).save()
                 added: Any = mlp_raw
@@ -89,8 +104,11 @@ class Tracer:
                 if (number, "mlp") in substitutes:
                     added = substitutes[number, "mlp"](between, mlp_raw)
                     _put(layer, family.mlp, family.mlp_post_norm, added)
-                saved.append((entering, written.save(), raw, added.save(), mlp_raw, pattern))
-            ends.append(_at(self._wrapped, family.final_norm).input.save())
+                saved.append((arriving, added_by_heads, raw, added.save(), mlp_raw, pattern))
+            final_norm = _at(self._wrapped, family.final_norm)
+            ends.append(final_norm.input.save())
+            if last in substitutes:
+                final_norm.input = substitutes[last](ends[0], ends[0])
             ends.append(self._wrapped.output.logits.save())
         layers = [LayerRecord(*(tensor[0] for tensor in tensors)) for tensors in saved]
         return Record(layers, residual=ends[0][0], logits=ends[1][0])
@@ -99,16 +117,17 @@ class Tracer:
         self,
         token_ids: Int[Tensor, " pos"],
         additions: Mapping[Sublayer, Float[Tensor, "batch pos d_model"]],
-        stages: Set[int],
+        stages: Set[int | Sublayer],
         substitutes: Mapping[Sublayer, Substitute],
-    ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+    ) -> dict[int | Sublayer, Float[Tensor, "batch pos d_model"]]:
         """Run a batch of copies of a prompt, adding vectors to the output of sublayers.
 
         `additions[layer, "attn" | "mlp"]` is added to what that sublayer (or what `substitutes`
         puts in its place) adds to the residual stream, `additions[-1, ""]` to the embeddings, one
-        row of the batch per edit; the model reacts freely. Returned is the residual stream of the
-        `stages` asked for: 2·layer before attention, 2·layer + 1 after it, 2·n_layers before the
-        final norm.
+        row of the batch per edit; `additions[layer, "resid" | "mid"]` to the stream, or to what
+        replaces it. The model reacts freely. Returned is the residual stream of the `stages` asked
+        for: 2·layer before attention, 2·layer + 1 after it, 2·n_layers before the final norm; or,
+        by the place (layer, "resid" | "mid"), before it was replaced or added to there.
         """
         family, saved, blocks = self.family, {}, _at(self._wrapped, self.family.layers)
         batch = max(addition.shape[0] for addition in additions.values())
@@ -120,30 +139,37 @@ class Tracer:
                 written = substitutes[place](stream, raw)
             return written + additions[place] if place in additions else written
 
+        def behind(place: Sublayer, stage: int, stream: Any) -> Any:
+            if place in stages:
+                saved[place] = stream.save()
+            stream = changed(place, stream, stream, stream)
+            if stage in stages:
+                saved[stage] = stream.save()
+            return stream
+
         with self._undisturbed(), torch.no_grad(), self._wrapped.trace(copies, **one):
             for number, layer in enumerate(blocks):
                 if number == 0 and (-1, "") in additions:
                     layer.input = layer.input + additions[-1, ""]
-                entering = layer.input
+                layer.input = entering = behind((number, "resid"), 2 * number, layer.input)
                 raw: Any = _at(layer, family.attention).output[0]
                 written: Any = raw
                 if family.attention_post_norm is not None:
                     written = _at(layer, family.attention_post_norm).output
                 written = changed((number, "attn"), entering, raw, written)
+                middle = behind((number, "mid"), 2 * number + 1, entering + written)
+                if (number, "mid") in substitutes or (number, "mid") in additions:
+                    written = middle - entering
                 _put(layer, family.attention, family.attention_post_norm, written)
-                between = entering if self.parallel else entering + written
-                if 2 * number in stages:
-                    saved[2 * number] = entering.save()
-                if 2 * number + 1 in stages:
-                    saved[2 * number + 1] = (entering + written).save()
+                between = entering if self.parallel else middle
                 mlp_raw: Any = _at(layer, family.mlp).output.view_as(entering)
                 added: Any = mlp_raw
                 if family.mlp_post_norm is not None:
                     added = _at(layer, family.mlp_post_norm).output
                 added = changed((number, "mlp"), between, mlp_raw, added)
                 _put(layer, family.mlp, family.mlp_post_norm, added)
-            if 2 * len(blocks) in stages:
-                saved[2 * len(blocks)] = _at(self._wrapped, family.final_norm).input.save()
+            final_norm, end = _at(self._wrapped, family.final_norm), len(blocks)
+            final_norm.input = behind((end, "resid"), 2 * end, final_norm.input)
         return saved
 
     @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The weights the held map reads: views of the Hugging Face model's own, sublayer by sublayer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,7 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from replacement.families import Family, HeadWeights, family_of
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, QueryKey
+from replacement.layers import (
+    AttentionSAE,
+    FeatureLayer,
+    GatedNeurons,
+    HalvedNeurons,
+    Lorsa,
+    QueryKey,
+    ResidualSAE,
+)
 from replacement.norms import NO_NORM, Norm
 
 
@@ -61,6 +70,8 @@ class ModelWeights:
     unembedding_bias: Float[Tensor, " d_vocab"] | None
     logit_soft_cap: float | None = None
     """The model's logits are `cap · tanh(logit / cap)` (Gemma-2); None where they are raw."""
+    streams: Mapping[int, ResidualSAE] = field(default_factory=dict)
+    """Stages at which the residual stream is read as features, in order."""
 
     def raw_logits(
         self,
@@ -106,8 +117,14 @@ def read_weights(
     family: Family,
     mlps: Sequence[FeatureLayer | None],
     attentions: Sequence[Lorsa | AttentionSAE | None],
+    streams: Mapping[int, ResidualSAE],
+    *,
+    halved: bool,
 ) -> ModelWeights:
-    """Return the weights of a Hugging Face model; its own parts where a layer is None."""
+    """Return the weights of a Hugging Face model; its own parts where a layer is None.
+
+    `halved`: gated neurons read through both branches.
+    """
     blocks: Any = model.get_submodule(family.layers)
     layers = []
     for block, mlp, attention in zip(blocks, mlps, attentions, strict=True):
@@ -117,7 +134,7 @@ def read_weights(
                 heads=family.heads(block, model),
                 attention=attention,
                 mlp_norm=_norm(block.get_submodule(family.mlp_norm), family),
-                mlp=_neurons(model, block, family) if mlp is None else mlp,
+                mlp=_neurons(model, block, family, halved=halved) if mlp is None else mlp,
                 attention_post_norm=_post_norm(block, family.attention_post_norm, family),
                 mlp_post_norm=_post_norm(block, family.mlp_post_norm, family),
                 parallel=family.parallel(model.config),
@@ -135,6 +152,7 @@ def read_weights(
         unembedding=unembedding.weight.detach(),
         unembedding_bias=None if unembedding.bias is None else unembedding.bias.detach(),
         logit_soft_cap=getattr(model.config, "final_logit_softcapping", None),
+        streams=streams,
     )
 
 
@@ -155,9 +173,14 @@ def norms_of(model: nn.Module) -> Norms:
     )
 
 
-def _neurons(model: nn.Module, block: nn.Module, family: Family) -> FeatureLayer:
+def _neurons(model: nn.Module, block: nn.Module, family: Family, *, halved: bool) -> FeatureLayer:
     activation = getattr(model.config, family.activation_function)
-    return family.neurons(block, activation)
+    neurons = family.neurons(block, activation)
+    if halved and isinstance(neurons, GatedNeurons):
+        return HalvedNeurons(
+            **{field.name: getattr(neurons, field.name) for field in dataclasses.fields(neurons)}
+        )
+    return neurons
 
 
 def _post_norm(block: nn.Module, path: str | None, family: Family) -> Norm | None:

@@ -44,15 +44,28 @@ def _frozen_layer_norm(
 
 
 class HeldGate(nn.Module):
-    """An activation as a held gate: act(x)/x, or, in a gated MLP, act(x) itself."""
+    """An activation as a held gate: act(x)/x, or, in a gated MLP, act(x) itself.
 
-    def __init__(self, activation: Callable[[Tensor], Tensor], *, gated: bool) -> None:
+    `half`: in a gated MLP half of the gradient goes through `x` as it would in one without.
+    """
+
+    def __init__(
+        self, activation: Callable[[Tensor], Tensor], *, gated: bool, half: bool = False
+    ) -> None:
         super().__init__()
-        self.activation, self.gated = activation, gated
+        self.activation, self.gated, self.half = activation, gated, half
 
     def forward(self, x: Tensor) -> Tensor:
         value = self.activation(x).detach()
-        return value if self.gated else x * (value / x.detach())
+        through = x * (value / x.detach())
+        if self.half:
+            return _half(through)
+        return value if self.gated else through
+
+
+def _half(x: Tensor) -> Tensor:
+    """The same numbers, half of the gradient."""
+    return (x + x.detach()) / 2
 
 
 @dataclass
@@ -69,11 +82,18 @@ class Attributions:
 
 
 def attributions(
-    model: nn.Module, paths: Any, ids: list[int], target: Callable[[Tensor], Tensor], n_heads: int
+    model: nn.Module,
+    paths: Any,
+    ids: list[int],
+    target: Callable[[Tensor], Tensor],
+    n_heads: int,
+    *,
+    half: bool = False,
 ) -> Attributions:
     """Return the attributions of a number read off the logits of the last position.
 
     `paths`: the family (where blocks, attention and MLP are); only names are taken from it.
+    `half`: half of the gradient of gated MLPs goes through each branch.
     """
     inputs: dict[str, list[Tensor]] = {"head": [], "neuron": [], "entering": []}
     blocks = list(model.get_submodule(paths.layers).children())
@@ -109,8 +129,11 @@ def attributions(
                 (part, one) for part in (mlp, block) for one in ACTIVATIONS if hasattr(part, one)
             )
             before = getattr(holder, name)
-            setattr(holder, name, HeldGate(before, gated=hasattr(mlp, "gate_proj")))
+            setattr(holder, name, HeldGate(before, gated=hasattr(mlp, "gate_proj"), half=half))
             stack.callback(setattr, holder, name, before)
+            if half:
+                handle = mlp.up_proj.register_forward_hook(lambda _, __, out: _half(out))
+                stack.callback(handle.remove)
         logits = model(torch.tensor([ids])).logits[0, -1]
         value = target(logits)
         value.backward()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, ResidualSAE
 from replacement.run import Run
 from replacement.target import Target, Term
 from tests.attribution.by_hand import (
@@ -21,10 +21,13 @@ from tests.attribution.by_hand import (
     pattern_by_hand,
     sides_by_hand,
 )
-from tests.samples import Case, attentions_of, mlps_of
+from tests.samples import Case, attentions_of, mlps_of, residuals_of
 
 Place = tuple[int, str]
-"""Number of the layer and "attn" or "mlp"; (-1, "") for the embeddings."""
+"""Number of the layer and "attn" or "mlp"; (-1, "") for the embeddings.
+
+Of the residual stream "resid", where it enters the layer or final norm, and "mid" where the MLP.
+"""
 
 
 @dataclass
@@ -34,6 +37,8 @@ class Hooked:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     entering: dict[int, Tensor] = field(default_factory=dict)
     """The stream entering every layer; under the number of layers, the final norm's."""
+    front: dict[Place, Tensor] = field(default_factory=dict)
+    """The stream of a place before it is replaced or anything is taken out there."""
     normed: dict[Place, Tensor] = field(default_factory=dict)
     """What every sublayer read."""
     wrote: dict[Place, Tensor] = field(default_factory=dict)
@@ -53,8 +58,8 @@ def hooked_pass(
 ) -> Hooked:
     """Run a Hugging Face GPT-2 with `layers` in place of sublayers and `lost` taken out.
 
-    `lost`: one row a position, subtracted from what a sublayer (or its replacement) wrote, or from
-    the embeddings.
+    `lost`: one row a position, subtracted from what a sublayer (or its replacement) wrote, from
+    the embeddings, or from the stream (behind what replaces it).
     """
     base, seen, handles = model.transformer, Hooked(), []
 
@@ -70,12 +75,31 @@ def hooked_pass(
             output = rebuilt(layers, place, seen)[None]
         return output - lost[place] if place in lost else output
 
+    def behind(place: Place, x: Tensor) -> Tensor:
+        seen.front[place] = x[0]
+        if place in layers:
+            layer = layers[place]
+            x = (activations(layer, x[0], x[0]) @ layer.write + layer.write_bias)[None]
+        return x - lost[place] if place in lost else x
+
+    def entering(number: int) -> Callable[..., Any]:
+        def see(_: Any, given: tuple[Any, ...]) -> Any:
+            x = behind((number, "resid"), given[0])
+            seen.entering[number] = x[0]
+            return (x, *given[1:])
+
+        return see
+
+    def attended(number: int, written: Tensor) -> Tensor:
+        x = seen.entering[number]
+        return behind((number, "mid"), x + changed((number, "attn"), written)) - x
+
     def watch(number: int, block: Any) -> None:
         attn, mlp = (number, "attn"), (number, "mlp")
-        on(block, lambda x, _: seen.entering.update({number: x[0]}), before=True)
+        handles.append(block.register_forward_pre_hook(entering(number)))
         on(block.ln_1, lambda _, y: seen.normed.update({attn: y[0]}))
         on(block.attn.c_proj, lambda x, _: seen.mixed.update({number: x[0]}), before=True)
-        on(block.attn, lambda _, out: (changed(attn, out[0]), *out[1:]))
+        on(block.attn, lambda _, out: (attended(number, out[0]), *out[1:]))
         on(block.ln_2, lambda _, y: seen.normed.update({mlp: y[0]}))
         on(block.mlp.act, lambda _, out: seen.acted.update({number: out[0]}))
         on(block.mlp, lambda _, out: changed(mlp, out))
@@ -83,7 +107,7 @@ def hooked_pass(
     on(base.drop, lambda _, out: out - lost[-1, ""] if (-1, "") in lost else None)
     for number, block in enumerate(base.h):
         watch(number, block)
-    on(base.ln_f, lambda x, _: seen.entering.update({len(base.h): x[0]}), before=True)
+    handles.append(base.ln_f.register_forward_pre_hook(entering(len(base.h))))
     try:
         seen.logits = model(token_ids[None]).logits[0]
     finally:
@@ -99,7 +123,15 @@ def layers_of(case: Case) -> dict[Place, FeatureLayer]:
         for number, layer in enumerate(layers or []):
             if layer is not None:
                 found[number, name] = layer
+    for stage, sae in enumerate(residuals_of(case) or []):
+        if sae is not None:
+            found[stage // 2, "mid" if stage % 2 else "resid"] = sae
     return found
+
+
+def arriving_at(run: Run, stage: int) -> Tensor:
+    """Return the residual stream of a stage in front of what replaces it there."""
+    return run.streams[stage].entering if stage in run.streams else run.residuals[stage]
 
 
 def lorsa_sides(lorsa: Lorsa, y: Tensor) -> tuple[Sides, Tensor]:
@@ -112,7 +144,7 @@ def pre_activations(layer: FeatureLayer, y: Tensor, wrote: Tensor) -> Tensor:
     """Return every pre-activation of a layer on a sublayer that read `y` and wrote `wrote`."""
     if isinstance(layer, Lorsa):
         return lorsa_by_hand(layer, y, lorsa_sides(layer, y)[1])
-    read = wrote if isinstance(layer, AttentionSAE) else y
+    read = wrote if isinstance(layer, AttentionSAE | ResidualSAE) else y
     return read @ layer.read.T + layer.read_bias
 
 
@@ -155,7 +187,11 @@ def _term(run: Run, model: Any, term: Term, seen: Hooked, before: Hooked) -> Ten
             query = before if term.side == "key" else seen
             key = before if term.side == "query" else seen
             return _score(run, model, term, query, key)
-    place, block = (term.layer, term.sublayer), run.weights.layers[term.layer]
+    place = (term.layer, term.sublayer)
+    if term.sublayer in ("resid", "mid"):
+        sae = run.weights.streams[2 * term.layer + (term.sublayer == "mid")]
+        return pre_activations(sae, seen.front[place], seen.front[place])[term.pos, term.index]
+    block = run.weights.layers[term.layer]
     layer = block.mlp if term.sublayer == "mlp" else block.attention
     assert layer is not None
     return pre_activations(layer, seen.normed[place], seen.wrote[place])[term.pos, term.index]

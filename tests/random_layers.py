@@ -23,6 +23,7 @@ from replacement.layers import (
     Lorsa,
     QueryKey,
     ReLU,
+    ResidualSAE,
     Rotary,
     TopK,
     Transcoder,
@@ -36,6 +37,7 @@ N_QUERY_KEY, GROUP = 4, 3
 """More query-key heads than any random model has heads, so that the two are not mixed up."""
 
 Layer = TypeVar("Layer", bound=FeatureLayer)
+Sae = TypeVar("Sae", AttentionSAE, ResidualSAE)
 
 
 def random_activation(
@@ -225,14 +227,15 @@ def random_sae(
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
-) -> AttentionSAE:
-    """Return an autoencoder of attention's output with random weights and biases."""
+    make: type[Sae] = AttentionSAE,
+) -> Sae:
+    """Return an autoencoder with random weights and biases, of attention's output by default."""
     source = torch.Generator().manual_seed(5000 + seed)
 
     def noise(*shape: int) -> Tensor:
         return (0.5 * torch.randn(shape, generator=source)).to(dtype)
 
-    sae = AttentionSAE(
+    sae = make(
         read=noise(n_features, d_model),
         write=noise(n_features, d_model),
         read_bias=noise(n_features),

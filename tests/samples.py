@@ -4,18 +4,18 @@ Every bias and every norm gain is random too, so that one that is forgotten some
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, ResidualSAE
 from replacement.model import ReplacementModel
 from replacement.run import Run
 from replacement.target import Target
-from tests.random_layers import KINDS, random_attention, random_mlp
+from tests.random_layers import KINDS, random_attention, random_mlp, random_sae
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,15 @@ class Case:
     """ "heads" or one of `ATTENTIONS`."""
     errors: bool = True
     """False for a replacement run."""
+    streams: tuple[tuple[int, str], ...] = ()
+    """Stages at which the residual stream is read as features, and their activations."""
 
     def __str__(self) -> str:
         skip = " with skip" if self.skip else ""
         attention = "" if self.attention == "heads" else f", {self.attention}"
         errors = "" if self.errors else ", no errors"
-        return f"{self.shape}, {self.mlp}{skip}{attention}{errors}, seed {self.seed}"
+        streams = "".join(f", stage {stage} {kind}" for stage, kind in self.streams)
+        return f"{self.shape}, {self.mlp}{skip}{attention}{streams}{errors}, seed {self.seed}"
 
     def read_as(self, sublayer: str) -> list[str]:
         """Return what the MLP or the attention of each layer is read as."""
@@ -132,16 +135,33 @@ LEARNED = [
 STREAM = [
     Case("two layers", "stream topk", skip=True, seed=11),
     Case("deep", "stream cross relu", skip=True, attention="lorsa | heads", seed=12),
+    Case("deep", "stream cross topk", streams=((1, "relu"), (4, "topk")), seed=19),
 ]
 """Transcoders that read the residual stream before the norm."""
+RESIDUAL = [
+    Case("two layers", "neurons", streams=((2, "relu"),), seed=13),
+    Case("two layers", "topk", skip=True, streams=((0, "topk gated"), (4, "relu")), seed=14),
+    Case("deep", "relu", attention="lorsa | heads", streams=((3, "relu"),), seed=15),
+    Case("deep", "neurons | topk", attention="sae", streams=((1, "topk"), (2, "relu")), seed=16),
+    Case("deep", "cross topk", skip=True, streams=((2, "jumprelu gated"),), seed=17),
+    Case(
+        "deep",
+        "cross relu",
+        attention="lorsa rotary",
+        streams=((0, "relu"), (3, "batchtopk"), (5, "relu"), (6, "topk")),
+        seed=18,
+    ),
+]
+"""Residual SAEs: entering a layer, entering an MLP, entering the final norm."""
 REPLACED = [
     Case("two layers", "topk", skip=True, attention="lorsa rotary | lorsa window", errors=False),
     Case("deep", "relu", attention="lorsa grouped | heads", errors=False, seed=1),
     Case("full context", "neurons | jumprelu", attention="sae", errors=False, seed=2),
     Case("deep", "cross topk", skip=True, attention="heads | lorsa rotary", errors=False, seed=3),
+    *(replace(case, errors=False) for case in RESIDUAL),
 ]
 """Replacement runs: no errors, the layers stand in for what they replace."""
-CASES = [*HEADS, *LEARNED, *STREAM, *REPLACED]
+CASES = [*HEADS, *LEARNED, *STREAM, *RESIDUAL, *REPLACED]
 
 
 def mlps_of(case: Case, dtype: torch.dtype = torch.float64) -> list[FeatureLayer | None] | None:
@@ -175,6 +195,21 @@ def attentions_of(
     ]
 
 
+def residuals_of(case: Case, dtype: torch.dtype = torch.float64) -> list[ResidualSAE | None] | None:
+    """Return the residual SAEs of a case, stage by stage; None where it has none."""
+    shape, kinds = SHAPES[case.shape], dict(case.streams)
+    if not kinds:
+        return None
+    return [
+        random_sae(
+            kinds[stage], shape.d_model, seed=100 + stage + case.seed, dtype=dtype, make=ResidualSAE
+        )
+        if stage in kinds
+        else None
+        for stage in range(2 * shape.n_layers + 1)
+    ]
+
+
 def random_ids(shape: Shape, seed: int = 0) -> list[int]:
     """Return the token ids of a random prompt."""
     source = torch.Generator().manual_seed(2000 + seed)
@@ -189,6 +224,7 @@ def random_run(case: Case, dtype: torch.dtype = torch.float64) -> Run:
         random_gpt2(shape, case.seed, dtype),
         mlps=mlps_of(case, dtype),
         attentions=attentions_of(case, dtype),
+        residuals=residuals_of(case, dtype),
     )
     return model.run(random_ids(shape, case.seed), errors=case.errors)
 
@@ -222,6 +258,7 @@ TARGETS: dict[str, Callable[[Run], Target]] = {
         - 2 * _score(run, 0, len(run.tokens) // 2, head=-1)
         + _score(run, run.weights.n_layers - 1, side="key")
         + _features_of_attention(run)
+        + _features_of_streams(run)
     ),
 }
 """Every kind of target, and sums that read several stages and positions."""
@@ -240,6 +277,15 @@ def _score(
     query = range(len(run.tokens))[query]
     number = range(run.weights.query_key(layer).n_heads)[head]
     return run.attention_score(layer, number, query, max(query - back, 0), side=side)
+
+
+def _features_of_streams(run: Run) -> Target:
+    """A feature of every stage at which the residual stream is read as features."""
+    total = 0 * run.logit(0)
+    for stage in run.weights.streams:
+        name = "mid" if stage % 2 else "resid"
+        total = total + run.feature(stage // 2, len(run.tokens) // 2, 4, sublayer=name)
+    return total
 
 
 def _features_of_attention(run: Run) -> Target:

@@ -9,11 +9,8 @@ what the process holds beyond the loaded model, sampled while the first run and 
 anything else has warmed up.
 """
 
-import os
-import platform
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +28,8 @@ from benchmarks.speed.cases import (
     read_as,
     run_and_trace,
 )
-from benchmarks.speed.clock import clocked, memory_growth, timings
+from benchmarks.speed.clock import memory_growth, timings
+from benchmarks.speed.machine import machine_facts
 
 GROWTH = "memory growth of run and trace, MB"
 
@@ -74,22 +72,6 @@ def judged(case: Case, found: dict[str, Any]) -> list[dict[str, Any]]:
         part = f"{case.name}: memory, MB"
         rows.append({"part": part, "measured": grown, "bar": case.memory_bar_mb, "met": met})
     return rows
-
-
-def machine_facts() -> dict[str, Any]:
-    """Return what the absolute times depend on."""
-    square = torch.ones(2048, 2048)
-    seconds = min(clocked(lambda: square @ square)[0] for _ in range(5))
-    packages = ("torch", "transformers", "nnsight")
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "matmul GFLOP/s": round(2 * 2048**3 / seconds / 1e9, 1),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
 
 
 def lines_of(results: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 Coordinates are pixels from the grid's upper left corner. Columns are token positions, as wide as
 the widest row of nodes in them. Rows from below: tokens, then attention and MLP of every layer,
-then the target.
+then the target; in front of each of them the residual stream, where it is read as features.
 """
 
 from collections import defaultdict
@@ -28,6 +28,8 @@ _RISE = 24.0  # room for lines to leave the tokens
 _GAP = 13.0
 _LABEL_HEIGHT = 12.0
 _LINE_GAP = 13.0
+_SUBLAYERS = ("resid", "attn", "mid", "mlp")  # the rows of a layer, from below
+_ALWAYS = ("attn", "mlp")  # those that take room where they are empty
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Band:
-    """One layer: its upper and lower edge, and the line between MLP and attention."""
+    """One layer: its upper and lower edge, and those of its rows, by sublayer from above."""
 
     layer: int
     top: float
-    middle: float
     bottom: float
+    rows: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,13 @@ def layout(graph: Graph, rows: np.ndarray, max_labels: int = 80) -> Layout:
             lines, left[pos], (float(tops[row + 1]) + _RISE * (row == 0), float(tops[row]))
         )
     ]
-    bands = [
-        Band(layer, *(float(tops[2 * layer + edge]) for edge in (3, 2, 1)))
-        for layer in range(max(graph.meta["n_layers"], 1))
-    ]
+    bands = []
+    for layer in range(_n_layers(graph) + 1):
+        first, names = 1 + 4 * layer, _SUBLAYERS if layer < _n_layers(graph) else _SUBLAYERS[:1]
+        edges = tops[first : first + len(names) + 1].tolist()
+        rows_of = {name: (edges[row + 1], edges[row]) for row, name in enumerate(names)}
+        if edges[-1] < edges[0]:  # of the number of layers, only where its stream is read
+            bands.append(Band(layer, edges[-1], edges[0], dict(reversed(rows_of.items()))))
     end = columns[-1]
     spots = {spot.row: spot for spot in placed}
     return Layout(end.x + end.width, float(tops[0]), columns, bands, spots)
@@ -164,12 +169,15 @@ def box_width(text: str) -> float:
 
 def _cells(graph: Graph, spots: list[Spot]) -> dict[tuple[int, int], list[list[Spot]]]:
     """The spots by (position, grid row), in lines; grid row 0 holds tokens, the last the target."""
-    layers = max(graph.meta["n_layers"], 1)
+    layers = _n_layers(graph)
     kind, sublayer = graph.column("kind"), graph.column("sublayer")
-    layer = np.clip(graph.column("layer"), 0, layers - 1)
-    grid_row = 1 + 2 * layer + (sublayer != "attn")
+    within = np.full(len(kind), _SUBLAYERS.index("mlp"))
+    for row, name in enumerate(_SUBLAYERS):
+        within[sublayer == name] = row
+    layer = np.clip(graph.column("layer"), 0, layers - (sublayer != "resid"))
+    grid_row = 1 + 4 * layer + within
     grid_row = np.where(
-        graph.is_kind(*SOURCES), 0, np.where(kind == "target", 2 * layers + 1, grid_row)
+        graph.is_kind(*SOURCES), 0, np.where(kind == "target", 4 * layers + 2, grid_row)
     )
     pos = _positions(graph)
     towards = _neighbours(graph, pos)
@@ -183,6 +191,10 @@ def _cells(graph: Graph, spots: list[Spot]) -> dict[tuple[int, int], list[list[S
             members[start : start + per_line] for start in range(0, len(members), per_line)
         ]
     return cells
+
+
+def _n_layers(graph: Graph) -> int:
+    return max(graph.meta["n_layers"], 1)
 
 
 def _positions(graph: Graph) -> np.ndarray:
@@ -221,10 +233,11 @@ def _columns(graph: Graph, cells: dict[tuple[int, int], list[list[Spot]]]) -> li
 
 def _row_heights(graph: Graph, cells: dict[tuple[int, int], list[list[Spot]]]) -> list[float]:
     """The height of every grid row, from below."""
-    layers = max(graph.meta["n_layers"], 1)
-    heights = [_RISE + TOKEN_HEIGHT + 12.0] + [_EMPTY_ROW] * (2 * layers) + [TOKEN_HEIGHT + 22.0]
+    layers = _n_layers(graph)
+    empty = [_EMPTY_ROW if name in _ALWAYS else 0.0 for name in _SUBLAYERS]
+    heights = [_RISE + TOKEN_HEIGHT + 12.0, *empty * layers, 0.0, TOKEN_HEIGHT + 22.0]
     for (_, row), lines in cells.items():
-        if 0 < row <= 2 * layers:
+        if 0 < row <= 4 * layers + 1:
             needed = sum(map(_line_height, lines)) + _LINE_GAP * len(lines) + 2 * _MARGIN
             heights[row] = max(heights[row], needed)
     return heights

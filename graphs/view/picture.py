@@ -145,10 +145,7 @@ def _bands(grid: Layout, width: float) -> Iterator[str]:
         fill = "#f6f8fa" if band.layer % 2 == 0 else PAPER
         yield box((12.0, top), (width - 24, height), 6.0, fill=fill)
         yield write_text(20.0, top + height / 2 + 4, f"L{band.layer}", font_weight=600, fill=FAINT)
-        for name, upper, lower in (
-            ("mlp", band.top, band.middle),
-            ("attn", band.middle, band.bottom),
-        ):
+        for name, (upper, lower) in band.rows.items():
             if lower - upper > 20:
                 y = _TOP + (upper + lower) / 2 + 3
                 yield write_text(66.0, y, name, font_size=9, fill="#8c959f", text_anchor="end")

@@ -7,10 +7,12 @@ from replacement.checkpoints.ours import (
     load_attention_saes,
     load_cross_layer_transcoders,
     load_lorsa,
+    load_residual_saes,
     load_transcoders,
     save_attention_saes,
     save_cross_layer_transcoders,
     save_lorsa,
+    save_residual_saes,
     save_transcoders,
 )
 
@@ -20,11 +22,13 @@ __all__ = [
     "load_cross_layer_transcoders",
     "load_lorsa",
     "load_openmoss_lorsa",
+    "load_residual_saes",
     "load_transcoders",
     "read_layers",
     "save_attention_saes",
     "save_cross_layer_transcoders",
     "save_lorsa",
     "save_openmoss_lorsa",
+    "save_residual_saes",
     "save_transcoders",
 ]

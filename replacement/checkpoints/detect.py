@@ -22,10 +22,16 @@ from replacement.checkpoints.openmoss.dictionaries import HOOKS, read_openmoss
 from replacement.checkpoints.openmoss.settings import layer_number
 from replacement.checkpoints.saelens import read_saelens
 from replacement.checkpoints.sparsify import read_sparsify
-from replacement.layers import AttentionSAE, CrossLayerTranscoder, Lorsa, Transcoder
+from replacement.layers import (
+    AttentionSAE,
+    CrossLayerTranscoder,
+    Lorsa,
+    ResidualSAE,
+    Transcoder,
+)
 from replacement.norms import Norm
 
-AnyLayer = Transcoder | CrossLayerTranscoder | AttentionSAE | Lorsa
+AnyLayer = Transcoder | CrossLayerTranscoder | AttentionSAE | ResidualSAE | Lorsa
 KINDS: dict[type, Kind] = {layout.layer: kind for kind, layout in LAYOUTS.items()}
 DEPTH = 5
 """How many folders deep layers are looked for."""
@@ -103,8 +109,10 @@ def read_layers(
 ) -> tuple[Kind, list[Any]]:
     """Return the kind of layers in a folder, as our own config.json names it, and them.
 
-    One per layer of the model, in its units, None where there is none. The format is recognised
-    from what is in the folder, or in folders inside it with one layer each; no code in it is run.
+    One per layer of the model, in its units, None where there is none; of "residual-saes" one per
+    stage of the residual stream: number `2 · layer` enters a layer, `2 · layer + 1` its MLP, and
+    what leaves a layer enters the next one, or the final norm. The format is recognised from what
+    is in the folder, or in folders inside it with one layer each; no code in it is run.
 
     Parameters
     ----------
@@ -149,7 +157,8 @@ def read_layers(
             )
         layers = load_folder(LAYOUTS[kind_of(folder)], folder, device, dtype)
         found = {number: layer for number, layer in enumerate(layers) if layer is not None}
-        n_layers = len(layers) if n_layers is None else n_layers
+        if n_layers is None:
+            n_layers = len(layers) // 2 if _staged(layers) else len(layers)
     else:
         found = _one_by_one(folder, wanted)
     return _spread(folder, found, n_layers)
@@ -169,9 +178,10 @@ def _one_by_one(folder: Path, wanted: Wanted) -> dict[int, AnyLayer]:
     for form, path in units:
         number, layer = form.read(path, wanted)
         if number in layers:
+            what = "stage" if isinstance(layer, ResidualSAE) else "layer"
             raise ValueError(
-                f"{folder}: layer {number} is there twice, as {paths[number]} and {path}. Give a "
-                "folder with one dictionary a layer."
+                f"{folder}: {what} {number} is there twice, as {paths[number]} and {path}. Give a "
+                f"folder with one dictionary a {what}."
             )
         layers[number], paths[number] = layer, path
     return layers
@@ -223,14 +233,21 @@ def _spread(
             f"{folder}: layers of {' and '.join(sorted(kinds)) or 'no kind'}. Give a folder of one "
             "kind."
         )
-    last = max(layers)
-    if n_layers is not None and last >= n_layers:
-        raise ValueError(
-            f"{folder}: has layer {last}, but the model has {n_layers} layers, 0 to "
-            f"{n_layers - 1}. Give the layers of this model."
-        )
+    last, what = max(layers), "layer"
     n_all = last + 1 if n_layers is None else n_layers
+    if kinds == {"residual-saes"}:  # always a whole number of layers and the final stream
+        what = "stage"
+        n_all = 2 * ((last + 1) // 2 if n_layers is None else n_layers) + 1
+    if last >= n_all:
+        raise ValueError(
+            f"{folder}: has {what} {last}, but the model has {n_all} {what}s, 0 to {n_all - 1}. "
+            "Give the layers of this model."
+        )
     return kinds.pop(), [layers.get(number) for number in range(n_all)]
+
+
+def _staged(layers: Sequence[Any]) -> bool:
+    return any(isinstance(layer, ResidualSAE) for layer in layers)
 
 
 def _unknown(folder: Path) -> ValueError:

@@ -22,13 +22,14 @@ from replacement.layers import (
     CrossLayerTranscoder,
     JumpReLU,
     ReLU,
+    ResidualSAE,
     TopK,
     Transcoder,
 )
 from replacement.norms import Norm
 from replacement.precision import kept_in
 
-Dictionary = Transcoder | CrossLayerTranscoder | AttentionSAE
+Dictionary = Transcoder | CrossLayerTranscoder | AttentionSAE | ResidualSAE
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,12 @@ def dictionary(
         return Transcoder(**parts, after_post_norm=after, reads_stream=stream)
     if parts.get("skip") is not None:
         raise ValueError(
-            f"{where}: an SAE of attention's output with a skip connection, which would copy what "
-            "it is to explain. Give a folder without one."
+            f"{where}: an SAE of {places[0].hook} with a skip connection, which would copy what it "
+            "is to explain. Give a folder without one."
         )
     kept = {name: part for name, part in parts.items() if name != "skip"}
+    if sublayer == "stream":
+        return ResidualSAE(**kept)
     return AttentionSAE(**kept, after_post_norm=after)
 
 

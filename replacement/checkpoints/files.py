@@ -52,11 +52,15 @@ def read_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
         raise unreadable(path, str(problem)) from None
 
 
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is what git-lfs leaves where it has not fetched the file itself."""
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
+
+
 def unreadable(path: Path, reason: str) -> ValueError:
     """Return the error for a file that is damaged, or that was never fetched."""
-    with path.open("rb") as file:
-        start = file.read(len(POINTER))
-    if start == POINTER:
+    if is_pointer(path):
         return ValueError(
             f"{path}: cannot be read: it is the pointer that git-lfs leaves in a file's place. "
             "Fetch the file itself: git lfs pull."

@@ -28,10 +28,12 @@ from replacement.checkpoints.dictionaries import (
     placed,
 )
 from replacement.checkpoints.files import check_tensors, read_json, read_tensors, unreadable
+from replacement.checkpoints.places import number_of
 
 PARAMS, PARAMS_2, CONFIG_2 = "params.npz", "params.safetensors", "config.json"
 HOOKS_2 = ("hf_hook_point_in", "hf_hook_point_out")
 TRANSCODERS = ("ln2.hook_normalized", "hook_mlp_out")
+STREAM = ("hook_resid_post", "hook_resid_post")
 REQUIRED = {
     "W_enc": "d_model feature",
     "W_dec": "feature d_model",
@@ -55,11 +57,11 @@ def read_gemma_scope(path: Path, wanted: Wanted) -> tuple[int, Dictionary]:
         raise ValueError(
             f"{path}: Gemma Scope's files do not say what they were trained on. Pass hooks= to "
             f"replacement.checkpoints.read_layers, {TRANSCODERS} for gemma-scope-…-transcoders, "
-            "and give load the layers it returns."
+            f"{STREAM} for gemma-scope-…-res, and give load the layers it returns."
         )
     places = asked_places(path, wanted.hooks, numbers[-1])
     layer = dictionary(path, places, scope_parts(path, read_npz(path), wanted))
-    return numbers[-1], in_model_units(path, layer, places[0], wanted)
+    return number_of(places), in_model_units(path, layer, places[0], wanted)
 
 
 def read_gemma_scope_2(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
@@ -83,7 +85,7 @@ def read_gemma_scope_2(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
             f"{'a' if SKIP in tensors else 'no'} {SKIP}. Copy the folder again."
         )
     layer = dictionary(path, places, scope_parts(weights, tensors, wanted))
-    return places[0].layer, in_model_units(path, layer, places[0], wanted)
+    return number_of(places), in_model_units(path, layer, places[0], wanted)
 
 
 def scope_parts(

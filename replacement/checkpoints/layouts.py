@@ -22,11 +22,12 @@ from replacement.layers import (
     FeatureLayer,
     JumpReLU,
     Lorsa,
+    ResidualSAE,
     Transcoder,
     activation_from_settings,
 )
 
-Kind = Literal["transcoders", "cross-layer-transcoders", "lorsa", "attention-saes"]
+Kind = Literal["transcoders", "cross-layer-transcoders", "lorsa", "attention-saes", "residual-saes"]
 Layer = TypeVar("Layer", bound=FeatureLayer)
 SHARED = {
     "read_bias": "feature",
@@ -90,6 +91,19 @@ ATTENTION_SAES = Layout(
     required=SHARED,
     optional=OPTIONAL,
 )
+RESIDUAL_SAES = Layout(
+    kind="residual-saes",
+    layer=ResidualSAE,
+    argument="residual",
+    instead="stream",
+    hooks={
+        "input": "residual stream; number 2 L enters layer L, 2 L + 1 its MLP, the last one the "
+        "final norm",
+        "output": "the same",
+    },
+    required=SHARED,
+    optional=OPTIONAL,
+)
 LORSA = Layout(
     kind="lorsa",
     layer=Lorsa,
@@ -101,7 +115,8 @@ LORSA = Layout(
     settings=("activation", "query_key"),
 )
 LAYOUTS: dict[Kind, Layout] = {
-    layout.kind: layout for layout in (TRANSCODERS, CROSS_LAYER_TRANSCODERS, ATTENTION_SAES, LORSA)
+    layout.kind: layout
+    for layout in (TRANSCODERS, CROSS_LAYER_TRANSCODERS, ATTENTION_SAES, RESIDUAL_SAES, LORSA)
 }
 
 

@@ -26,6 +26,7 @@ from replacement.checkpoints.dictionaries import (
     placed,
 )
 from replacement.checkpoints.files import check_tensors, read_json, read_tensors
+from replacement.checkpoints.places import number_of
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 HOOKS = ("hook_point_in", "hook_point_out")
@@ -77,7 +78,7 @@ def read_llama_scope(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
     if config["norm_activation"] == "dataset-wise":
         layer = layer.folded(*_scales(path, config))
     layer = layer.decoder_norm_gated()  # after the fold: the threshold is in the output's units
-    return places[0].layer, in_model_units(path, layer, places[0], wanted)
+    return number_of(places), in_model_units(path, layer, places[0], wanted)
 
 
 def _settings(path: Path) -> dict[str, Any]:

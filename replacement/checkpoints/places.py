@@ -66,7 +66,8 @@ HUGGING_FACE: dict[str, Point] = {
     "post_feedforward_layernorm.output": "mlp added",
 }
 """Names after `model.layers.L.`, as Gemma Scope 2 gives them."""
-STREAM = ("residual", "mlp stream", "residual after")
+STREAM: dict[Point, int] = {"residual": 0, "mlp stream": 1, "residual after": 2}
+"""And which stage each is, counted from the first of its layer."""
 MLP_INPUTS = ("mlp input", "mlp norm", "mlp stream")
 FORMS = (
     (re.compile(r"blocks\.(\d+)\.(.+)"), TRANSFORMER_LENS),
@@ -102,11 +103,13 @@ def place(where: object, setting: str, hook: object) -> Place:
     )
 
 
-def sublayer_of(where: object, reads: Place, writes: Place) -> Literal["mlp", "attention"]:
+def sublayer_of(
+    where: object, reads: Place, writes: Place
+) -> Literal["mlp", "attention", "stream"]:
     """Return which sublayer a dictionary between two places can stand in for.
 
-    "mlp" for a transcoder, "attention" for an SAE of attention's output; raises ValueError for any
-    other two places, and says why.
+    "mlp" for a transcoder, "attention" for an SAE of attention's output, "stream" for one of the
+    residual stream; raises ValueError for any other two places, and says why.
     """
     given = (
         f"{where}: reads {reads.hook} ({POINTS[reads.point]}), reproduces {writes.hook} "
@@ -120,20 +123,33 @@ def sublayer_of(where: object, reads: Place, writes: Place) -> Literal["mlp", "a
         return "mlp"
     if reads.point == writes.point and reads.point in ("attention written", "attention added"):
         return "attention"
+    if reads.point == writes.point and reads.point in STREAM:
+        return "stream"
     raise ValueError(
-        f"{given}. {_reason(reads, writes)} What can be read: transcoders from an MLP's input "
-        "(normed, or the stream before its norm) to its output, and SAEs of attention's output."
+        f"{given}. {_reason(reads)} What can be read: transcoders from an MLP's input "
+        "(normed, or the stream before its norm) to its output, SAEs of attention's output, and "
+        "SAEs of the residual stream."
     )
 
 
-def _reason(reads: Place, writes: Place) -> str:
+def number_of(places: tuple[Place, Place]) -> int:
+    """Return which of the model's layers a dictionary is for; of the stream, which stage.
+
+    >>> number_of((place("", "", "blocks.3.hook_resid_post"),) * 2)
+    8
+    """
+    reads, writes = places
+    if reads == writes and reads.point in STREAM:
+        return 2 * reads.layer + STREAM[reads.point]
+    return reads.layer
+
+
+def _reason(reads: Place) -> str:
     if reads.point == "heads":
         return (
             "An SAE of the heads' outputs before W_O has no layer here: its features are not "
             "functions of what attention writes."
         )
-    if reads.point == writes.point and reads.point in STREAM:
-        return "SAEs of the residual stream are not read yet."
     if reads.point == "mlp stream or input":
         return (
             "TransformerLens means the stream before the norm by it, tables of SAELens the normed "

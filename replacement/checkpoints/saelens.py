@@ -27,7 +27,8 @@ from replacement.checkpoints.dictionaries import (
     subtracting,
 )
 from replacement.checkpoints.files import check_tensors, read_json, read_tensors
-from replacement.layers import Activation, AttentionSAE
+from replacement.checkpoints.places import number_of
+from replacement.layers import Activation, AttentionSAE, ResidualSAE
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 ARCHITECTURES = {
@@ -90,10 +91,11 @@ def read_saelens(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
     scale = _scale(folder, config)
     layer = layer.folded(scale, scale)
     processing = config.get("model_from_pretrained_kwargs") or {}
-    if isinstance(layer, AttentionSAE) and processing.get("center_writing_weights"):
+    centred = bool(processing.get("center_writing_weights"))
+    if isinstance(layer, AttentionSAE | ResidualSAE) and centred:
         layer = _centred(path, layer, places[0].layer, wanted)
     folded = bool(processing.get("fold_ln"))
-    return places[0].layer, in_model_units(path, layer, places[0], wanted, folded=folded)
+    return number_of(places), in_model_units(path, layer, places[0], wanted, folded=folded)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -222,8 +224,10 @@ def _scale(folder: Path, config: dict[str, Any]) -> float:
     return float(factor)
 
 
-def _centred(path: Path, layer: AttentionSAE, number: int, wanted: Wanted) -> AttentionSAE:
-    """A layer for what attention writes, trained where writes were centred (LayerNorm models)."""
+def _centred(
+    path: Path, layer: AttentionSAE | ResidualSAE, number: int, wanted: Wanted
+) -> AttentionSAE | ResidualSAE:
+    """A layer trained where all that is written was centred (LayerNorm models), the stream too."""
     if wanted.norms is None:
         raise ValueError(
             f"{path}: trained on a model with center_writing_weights, which changes LayerNorm "

@@ -21,10 +21,12 @@ from replacement.checkpoints.dictionaries import (
     subtracting,
 )
 from replacement.checkpoints.files import check_tensors, read_json, read_tensors
+from replacement.checkpoints.places import number_of
 
 CONFIG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
-MODULE = re.compile(r"(?:\w+\.)*(?:layers|h)\.(\d+)\.(\w+)")
+MODULE = re.compile(r"(?:\w+\.)*(?:layers|h)\.(\d+)(?:\.(\w+))?")
 SUBLAYERS = {
+    None: ("model.layers.{}.output",) * 2,
     "mlp": ("mlp.hook_in", "mlp.hook_out"),
     "self_attn": ("model.layers.{}.self_attn.output",) * 2,
     "attention": ("model.layers.{}.self_attn.output",) * 2,
@@ -63,7 +65,7 @@ def read_sparsify(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
     layer = dictionary(folder, places, parts)
     if not config["transcode"]:
         layer = subtracting(layer, layer.write_bias)
-    return places[0].layer, layer
+    return number_of(places), layer
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -94,9 +96,10 @@ def _hooks(folder: Path, *, transcode: bool) -> tuple[str, str]:
     found = MODULE.fullmatch(name)
     if found is None or found[2] not in SUBLAYERS:
         raise ValueError(
-            f"{folder}: {name!r} is not the name of a sublayer of a model. sparsify names a folder "
-            f"after its module: layers.L with one of {', '.join(SUBLAYERS)}; residual streams are "
-            "not read yet. Give the folders their own names."
+            f"{folder}: {name!r} is not the name of a part of a model. sparsify names a folder "
+            "after its module: layers.L for the residual stream behind a layer, or layers.L with "
+            f"one of {', '.join(part for part in SUBLAYERS if part)}. Give the folders their own "
+            "names."
         )
     run = folder.parent / RUN
     listed = read_json(run).get("hookpoints") if run.is_file() else None
@@ -106,12 +109,13 @@ def _hooks(folder: Path, *, transcode: bool) -> tuple[str, str]:
             "not among them. Give the folder its own name."
         )
     if transcode != (found[2] == "mlp"):
-        what = "an SAE of an MLP's output" if found[2] == "mlp" else "a transcoder of attention"
+        odd = {"mlp": "an SAE of an MLP's output", None: "a transcoder of a whole layer"}
+        what = odd.get(found[2], "a transcoder of attention")
         raise ValueError(
             f"{folder}: {CONFIG} says transcode {transcode} (false where it says nothing): {what}, "
             "which no layer here is. What can be read: transcoders of MLPs, and SAEs of "
-            "attention's output. Files from before sparsify 1.0 lack the setting; add it if you "
-            "know that b_dec was not subtracted from what they read."
+            "attention's output and of layers. Files from before sparsify 1.0 lack the setting; "
+            "add it if you know that b_dec was not subtracted from what they read."
         )
     reads, writes = SUBLAYERS[found[2]]
     if found[2] == "mlp":

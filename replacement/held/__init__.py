@@ -4,12 +4,14 @@ With patterns, norm denominators and gates at the run's values each sublayer is 
 forms a Jacobian or uses autograd.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from replacement.held.attention import HeldAttentionSAE, HeldLorsa
 from replacement.held.features import FeatureNodes, HeldFeatures
-from replacement.held.heads import HeldHeads
-from replacement.held.mlp import HeldMLP
+from replacement.held.heads import HeadPassage, HeldHeads
+from replacement.held.mlp import HeldHalves, HeldMLP
+from replacement.held.passing import Cone, Passage, Scratch
+from replacement.held.stream import NAMES, HeldStream
 from replacement.held.sublayer import (
     Gate,
     Gradients,
@@ -20,17 +22,44 @@ from replacement.held.sublayer import (
     Step,
     Sublayer,
 )
-from replacement.layer_run import LayerRun
-from replacement.layers import Lorsa
-from replacement.weights import LayerWeights
+from replacement.layer_run import LayerRun, StreamRun
+from replacement.layers import HalvedNeurons, Lorsa
+from replacement.weights import LayerWeights, ModelWeights
 
 
-def held_sublayers(layers: Sequence[LayerRun], weights: Sequence[LayerWeights]) -> list[Sublayer]:
-    """Return the sublayers of a recorded run in the order they write."""
-    sublayers: list[Sublayer] = []
-    for number, (layer, block) in enumerate(zip(layers, weights, strict=True)):
-        sublayers += [_held_attention(number, layer, block), HeldMLP(number, layers, weights)]
-    return sublayers
+def held_sublayers(
+    layers: Sequence[LayerRun], streams: Mapping[int, StreamRun], weights: ModelWeights
+) -> list[Sublayer]:
+    """Return the sublayers of a recorded run in the order they write.
+
+    `streams`: the stages at which the residual stream is read as features.
+    """
+    sublayers: list[Sublayer] = [
+        HeldStream(stage, run, weights.streams[stage]) for stage, run in streams.items()
+    ]
+    for number, (layer, block) in enumerate(zip(layers, weights.layers, strict=True)):
+        sublayers.append(_held_attention(number, layer, block))
+        mlp = HeldHalves if isinstance(block.mlp, HalvedNeurons) else HeldMLP
+        sublayers.append(mlp(number, layers, weights.layers))
+    return sorted(sublayers, key=lambda layer: (layer.writes_at, layer.replaces))
+
+
+def writing(sublayers: Sequence[Sublayer], stage: int) -> list[tuple[Sublayer, list[int]]]:
+    """Return who wrote what the residual stream holds at `stage`, and at which stages.
+
+    What was written before the stream was replaced is not among it.
+    """
+    replaced = max(
+        (layer.writes_at for layer in sublayers if layer.replaces and layer.writes_at <= stage),
+        default=-1,
+    )
+    found = []
+    for layer in sublayers:
+        first = replaced if layer.replaces else replaced + 1
+        stages = [own for own in layer.write_stages if first <= own <= stage]
+        if stages:
+            found.append((layer, stages))
+    return found
 
 
 def _held_attention(number: int, layer: LayerRun, block: LayerWeights) -> Sublayer:
@@ -42,19 +71,27 @@ def _held_attention(number: int, layer: LayerRun, block: LayerWeights) -> Sublay
 
 
 __all__ = [
+    "NAMES",
+    "Cone",
     "FeatureNodes",
     "Gate",
     "Gradients",
+    "HeadPassage",
     "HeldAttentionSAE",
     "HeldFeatures",
+    "HeldHalves",
     "HeldHeads",
     "HeldLorsa",
     "HeldMLP",
+    "HeldStream",
     "Joint",
     "NodeRows",
+    "Passage",
     "Reader",
     "Reads",
+    "Scratch",
     "Step",
     "Sublayer",
     "held_sublayers",
+    "writing",
 ]

@@ -25,15 +25,14 @@ class HeldLorsa(HeldFeatures):
     def __init__(self, layer: int, run: AttentionRun, lorsa: Lorsa, weights: LayerWeights) -> None:
         assert run.active is not None, "Lorsa heads are nodes, so they were recorded"
         joint = Joint(weights.attention_writes_through, run.post_scale)
-        super().__init__(layer, run.active, lorsa, [joint], run.output, run.error)
+        super().__init__(layer, run, run.active, lorsa, [joint])
         self.reads_at, self.write_stages = 2 * layer, (2 * layer + 1,)
         self.run, self.lorsa, self.norm = run, lorsa, weights.attention_norm
 
     def _carry(
-        self, passed: Float[Tensor, " active"]
+        self, coefficient: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
         active, lorsa = self.active, self.lorsa
-        coefficient = passed * active.gate
         used = active.index.unique()
         at_query = coefficient.new_zeros(self.n_pos, lorsa.n_features)
         at_query[active.pos, active.index] = coefficient
@@ -77,15 +76,14 @@ class HeldAttentionSAE(HeldFeatures):
     ) -> None:
         assert run.active is not None, "features are nodes, so they were recorded"
         joint = Joint(weights.attention_writes_through, run.post_scale)
-        super().__init__(layer, run.active, sae, [joint], run.output, run.error)
+        super().__init__(layer, run, run.active, sae, [joint])
         self.reads_at, self.write_stages = 2 * layer, (2 * layer + 1,)
         self.run, self.heads = run, weights.heads
         self.held = HeldPatterns(run, weights.heads, weights.attention_norm)
 
     def _carry(
-        self, passed: Float[Tensor, " active"]
+        self, coefficient: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
-        coefficient = passed * self.active.gate
         at_output = self.active.combine(self.features.read, coefficient)
         carried, constants = self.held.carry(self.held.reading(at_output))
         biases = self.active.combine(self.features.read_bias[:, None], coefficient).squeeze(-1)

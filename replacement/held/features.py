@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
+from replacement.layer_run import AttentionRun, MLPRun, StreamRun
 from replacement.layers import Active, FeatureLayer
 
 
@@ -34,23 +35,29 @@ class FeatureNodes(Sublayer):
         self.joints = joints
         self.write_bias = joints[0].bias(features.write_bias, error)
 
-    @abc.abstractmethod
-    def _carry(
-        self, passed: Float[Tensor, " active"]
-    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
-        """The gradient at the stream and the constants read, from u of the features kept."""
-
     def step(self, gradients: Gradients, gate: Gate) -> Step:
         downstream = self.active.dots(self.features.write, self._at_outputs(gradients))
         attribution = self.active.activation * downstream
         keep = gate(attribution)
-        carried, constants = self._carry(downstream * keep)
-        return Step(attribution, keep, carried, constants)
+        return Step(attribution, keep, *self._carry_kept(downstream * keep))
+
+    @abc.abstractmethod
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        """The gradient at the stream and the constants read, from u of the features kept."""
 
     def _at_outputs(self, gradients: Gradients) -> Float[Tensor, "pos target_times_d_model"]:
         """The derivative at what the features write, all sublayers they write to side by side."""
         parts = [joint.back(one) for joint, one in zip(self.joints, gradients, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _downstream(
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, " chosen"]:
+        """u of chosen features."""
+        rows, at_output = self.features.write[self.active.index[nodes]], self._at_outputs(gradients)
+        return (rows * at_output[self.active.pos[nodes]]).sum(-1)
 
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         which, pos = self.write_stages.index(stage), self.active.pos[nodes]
@@ -77,6 +84,29 @@ class FeatureNodes(Sublayer):
 class HeldFeatures(FeatureNodes):
     """Features of one run, whose gates are held."""
 
+    def __init__(
+        self,
+        layer: int,
+        run: AttentionRun | MLPRun | StreamRun,
+        active: Active,
+        features: FeatureLayer,
+        joints: Sequence[Joint],
+    ) -> None:
+        """`joints`: how what the features write joins the stream, one for each stage."""
+        super().__init__(layer, active, features, joints, run.output, run.error)
+
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        return self._carry(downstream * self.active.gate)
+
+    @abc.abstractmethod
+    def _carry(
+        self,
+        coefficient: Float[Tensor, " active"],
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        """The gradient at the stream and the constants read, from u · gate of every feature."""
+
     @abc.abstractmethod
     def _reads(
         self,
@@ -87,17 +117,15 @@ class HeldFeatures(FeatureNodes):
         """How features at positions read, active or not, times `coefficient`."""
 
     def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        coefficient = self._coefficients(gradients, nodes)
+        coefficient = self.coefficients(gradients, nodes)
         return self._reads(coefficient, self.active.pos[nodes], self.active.index[nodes])
 
-    def read_of(self, pos: int, index: int) -> Reads:
-        """Return how one feature reads at a position, active or not: its pre-activation."""
-        where, which = torch.tensor([[pos], [index]], device=self.error.device)
-        return self._reads(self.error.new_ones(1), where, which)
+    def reads_of(self, pos: Int[Tensor, " node"], index: Int[Tensor, " node"]) -> Reads:
+        """Return how features read at positions, active or not: their pre-activations."""
+        return self._reads(self.error.new_ones(len(pos)), pos, index)
 
-    def _coefficients(
+    def coefficients(
         self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
     ) -> Float[Tensor, " chosen"]:
-        """u · gate of chosen features."""
-        rows, at_output = self.features.write[self.active.index[nodes]], self._at_outputs(gradients)
-        return (rows * at_output[self.active.pos[nodes]]).sum(-1) * self.active.gate[nodes]
+        """Return u · gate of chosen features."""
+        return self._downstream(gradients, nodes) * self.active.gate[nodes]

@@ -1,5 +1,6 @@
 """Attention as the model's own heads, their patterns held."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import einops
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.families.family import HeadWeights
+from replacement.held.passing import Cone, Passage, Scratch
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import AttentionRun
 from replacement.norms import Norm
@@ -56,6 +58,89 @@ class HeldPatterns:
         return self.norm.pull(reading @ self.heads.value_of_head[head // self.heads.group].T)
 
 
+class HeadPassage(Passage):
+    """Attention as the model's own heads: `Σ_h A[h, query, key] · W_O^h W_V^h`, norms folded in."""
+
+    spreads = True
+
+    def __init__(self, held: HeldPatterns, joint: Joint) -> None:
+        self.run, heads = held.run, held.heads
+        self.n_value_heads, self.group = heads.n_value_heads, heads.group
+        output = heads.output if joint.norm is None else joint.norm.unscaled(heads.output)
+        self.reading = output.T.contiguous()
+        """[d_model, head × d_head]"""
+        self.value = held.norm.pull(heads.value.T).contiguous()
+        """[value head × d_head, d_model]"""
+        self.post_scale = None if joint.norm is None else joint.scale
+        mixed = self.run.pattern.sum(-1).T[:, :, None] * held.constant_values
+        where = torch.arange(len(mixed), device=mixed.device)
+        self.constant = joint.forward(mixed.flatten(1) @ heads.output, where)
+
+    def pattern(self, n_pos: int) -> Float[Tensor, "value_head group query key"]:
+        """Return the first positions' pattern over the denominators of the norms around it."""
+        factor = self.run.pattern[:, :n_pos, :n_pos] / self.run.scale[:n_pos]
+        if self.post_scale is not None:
+            factor = factor / self.post_scale[:n_pos, None]
+        return factor.unflatten(0, (self.n_value_heads, self.group))
+
+    def back(
+        self,
+        gradient: Float[Tensor, "row d_model"],
+        cones: Sequence[Cone],
+        onto: Float[Tensor, "row d_model"],
+        scratch: Scratch,
+    ) -> None:
+        reading = scratch.take("reading", len(gradient), self.reading.shape[1])
+        torch.mm(gradient, self.reading, out=reading)
+        mixed = scratch.take("mixed", len(gradient), self.value.shape[0])
+        end = 0
+        for n_targets, n_pos in cones:
+            start, end = end, end + n_targets * n_pos
+            read = reading[start:end].view(n_targets, n_pos, self.n_value_heads, self.group, -1)
+            into = mixed[start:end].view(n_targets, n_pos, self.n_value_heads, -1)
+            into.copy_(torch.einsum("vgqk,bqvgd->bkvd", self.pattern(n_pos), read))
+        onto.addmm_(mixed, self.value)
+
+    def first(
+        self,
+        gradient: Float[Tensor, "target d_model"],
+        cones: Sequence[Cone],
+        onto: Float[Tensor, "row d_model"],
+    ) -> None:
+        n_targets, width = gradient.shape
+        read = (gradient @ self.reading).view(n_targets, self.n_value_heads, self.group, -1)
+        by_head = read.permute(1, 2, 0, 3).flatten(1, 2)
+        value = self.value.unflatten(0, (self.n_value_heads, -1))
+        vectors = torch.bmm(by_head, value).view(self.n_value_heads, self.group, n_targets, width)
+        vectors = vectors.permute(2, 0, 1, 3).flatten(1, 2)  # [target, head, d_model]
+        target, end = 0, 0
+        for count, n_pos in cones:
+            start, end = end, end + count * n_pos
+            factor = self.pattern(n_pos)[:, :, -1].flatten(0, 1).T.expand(count, -1, -1)
+            into = onto[start:end].view(count, n_pos, width)
+            into.baddbmm_(factor, vectors[target : target + count])
+            target += count
+
+    def mixed(
+        self, gradient: Float[Tensor, "target pos d_model"]
+    ) -> Float[Tensor, "target pos head d_head"]:
+        """Return what a cotangent reads of every head's values at every key."""
+        read = (gradient @ self.reading).unflatten(-1, (self.n_value_heads, self.group, -1))
+        pattern = self.pattern(gradient.shape[1])
+        return torch.einsum("vgqk,bqvgd->bkvgd", pattern, read).flatten(2, 3)
+
+    def values(self, written: Float[Tensor, "row d_model"]) -> Float[Tensor, "row head d_head"]:
+        """Return the values that written vectors become, less the denominator."""
+        values = (written @ self.value.T).unflatten(-1, (self.n_value_heads, -1))
+        return values.repeat_interleave(self.group, dim=1)
+
+    def ahead(
+        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"], query: int
+    ) -> Float[Tensor, "row d_model"]:
+        factor = self.pattern(query + 1)[:, :, query, pos].flatten(0, 1).T
+        return (factor[..., None] * self.values(written)).flatten(1) @ self.reading.T
+
+
 class HeldHeads(Sublayer):
     """An attention layer as heads, one vector-valued node per position and head."""
 
@@ -102,6 +187,9 @@ class HeldHeads(Sublayer):
         for number in head.unique().tolist():
             written[head == number] = mixed[head == number] @ output[number]
         return self.joint.forward(written, pos)
+
+    def passage(self) -> HeadPassage:
+        return HeadPassage(self.held, self.joint)
 
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
         activation = self.writes(nodes, self.writes_at).norm(dim=-1)

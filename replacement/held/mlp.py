@@ -7,9 +7,60 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.held.features import HeldFeatures
+from replacement.held.passing import Cone, Passage, Scratch
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step
-from replacement.layer_run import LayerRun
+from replacement.layer_run import LayerRun, MLPRun
+from replacement.layers import Active, FeatureLayer, HalvedActive, HalvedNeurons
+from replacement.norms import Norm
 from replacement.weights import LayerWeights
+
+
+class SkipPassage(Passage):
+    """The skip of a transcoder: a linear map at every position, norms folded in."""
+
+    spreads = False
+
+    def __init__(
+        self, skip: Float[Tensor, "d_model d_model"], run: MLPRun, norm: Norm, joint: Joint
+    ) -> None:
+        written = skip.T if joint.norm is None else joint.norm.unscaled(skip.T)
+        self.matrix = norm.pull(written.T).contiguous()
+        self.factor = 1 / run.scale
+        if joint.norm is not None and joint.scale is not None:
+            self.factor = self.factor / joint.scale
+        constant = skip @ norm.bias if norm.bias is not None else torch.zeros_like(skip[0])
+        where = torch.arange(len(run.scale), device=skip.device)
+        self.constant = joint.forward(constant.expand_as(run.error), where)
+
+    def back(
+        self,
+        gradient: Float[Tensor, "row d_model"],
+        cones: Sequence[Cone],
+        onto: Float[Tensor, "row d_model"],
+        scratch: Scratch,
+    ) -> None:
+        carried = scratch.take("carried", *gradient.shape)
+        torch.mm(gradient, self.matrix, out=carried)
+        end = 0
+        for n_targets, n_pos in cones:
+            start, end = end, end + n_targets * n_pos
+            part = carried[start:end].view(n_targets, n_pos, -1)
+            part *= self.factor[:n_pos, None]
+        onto += carried
+
+    def first(
+        self,
+        gradient: Float[Tensor, "target d_model"],
+        cones: Sequence[Cone],
+        onto: Float[Tensor, "row d_model"],
+    ) -> None:
+        places = [n_pos - 1 for n_targets, n_pos in cones for _ in range(n_targets)]
+        onto += (gradient @ self.matrix) * self.factor[places, None]
+
+    def ahead(
+        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"], query: int
+    ) -> Float[Tensor, "row d_model"]:
+        return (written @ self.matrix.T) * (self.factor[query] * (pos == query))[:, None]
 
 
 class HeldMLP(HeldFeatures):
@@ -30,10 +81,10 @@ class HeldMLP(HeldFeatures):
             Joint(weights[other].mlp_writes_through, runs[other].mlp.post_scale)
             for other in reached
         ]
-        super().__init__(layer, run.active, block.mlp, joints, run.output, run.error)
+        super().__init__(layer, run, run.active, block.mlp, joints)
         self.reads_at = 2 * layer if block.parallel else 2 * layer + 1
         self.write_stages = tuple(2 * other + 2 for other in reached)
-        self.scale, self.norm = run.scale, block.mlp_reads_through
+        self.run, self.scale, self.norm = run, run.scale, block.mlp_reads_through
         self._with_skip(run.skip_output)
 
     def _with_skip(self, skip_output: Float[Tensor, "pos d_model"] | None) -> None:
@@ -72,9 +123,8 @@ class HeldMLP(HeldFeatures):
         return self.norm.constant(at_input)
 
     def _carry(
-        self, passed: Float[Tensor, " active"]
+        self, coefficient: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
-        coefficient = passed * self.active.gate
         at_input = self.active.combine(self.features.read, coefficient)
         biases = self.active.combine(self.features.read_bias[:, None], coefficient).squeeze(-1)
         return self._pulled(at_input), biases + self._constant(at_input)
@@ -84,7 +134,7 @@ class HeldMLP(HeldFeatures):
             return super().reads(gradients, nodes)
         is_feature = nodes < self.n_active
         index, pos = self.active.index[nodes[is_feature]], self.positions()[nodes]
-        coefficient = self._coefficients(gradients, nodes[is_feature])
+        coefficient = self.coefficients(gradients, nodes[is_feature])
         at_output = self.joints[0].back(gradients[0])
         vector = at_output.new_empty(len(nodes), at_output.shape[-1])
         vector[is_feature] = coefficient[:, None] * self.features.read[index]
@@ -125,6 +175,11 @@ class HeldMLP(HeldFeatures):
             written[~is_feature] = self.joints[0].forward(self.skip_output[places], places)
         return written
 
+    def passage(self) -> SkipPassage | None:
+        if self.features.skip is None:
+            return None
+        return SkipPassage(self.features.skip, self.run, self.norm, self.joints[0])
+
     def positions(self) -> Int[Tensor, " node"]:
         if self.skip_output is None:
             return self.active.pos
@@ -147,3 +202,32 @@ class HeldMLP(HeldFeatures):
         if kind == "skip" and self.skip_output is not None and 0 <= pos < self.n_pos:
             return self.n_active + pos
         return super().find(kind, pos, index)
+
+
+class HeldHalves(HeldMLP):
+    """A gated MLP as neurons that read through both branches, half of the product through each."""
+
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
+    ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
+        active, features = halved(self.active, self.features)
+        carried, constants = super()._carry_kept(downstream)
+        coefficient = downstream * active.other_gate
+        at_input = active.combine(features.gate_read, coefficient)
+        biases = active.combine(features.gate_bias[:, None], coefficient).squeeze(-1)
+        constants = constants + biases + self.norm.constant(at_input)
+        return carried + self._pulled(at_input), constants
+
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+        active, features = halved(self.active, self.features)
+        downstream, index = self._downstream(gradients, nodes), active.index[nodes]
+        one, other = downstream * active.gate[nodes], downstream * active.other_gate[nodes]
+        vector = one[:, None] * features.read[index] + other[:, None] * features.gate_read[index]
+        bias = one * features.read_bias[index] + other * features.gate_bias[index]
+        return self._local(vector, active.pos[nodes], bias)
+
+
+def halved(active: Active, features: FeatureLayer) -> tuple[HalvedActive, HalvedNeurons]:
+    """Return both as what they are in an MLP whose products are halved."""
+    assert isinstance(active, HalvedActive) and isinstance(features, HalvedNeurons)
+    return active, features

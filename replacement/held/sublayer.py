@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from replacement.held.passing import Passage
 from replacement.norms import Norm
 
 Gradients = Sequence[Float[Tensor, "pos d_model"]]
@@ -113,15 +114,17 @@ class NodeRows:
 
 
 class Sublayer(abc.ABC):
-    """One attention or MLP of a held run."""
+    """One attention or MLP of a held run, or the residual stream of one stage read as features."""
 
     layer: int
     name: str
-    """ "attn" or "mlp"."""
+    """ "attn", "mlp", or of the stream "resid" (entering the layer) or "mid" (entering its MLP)."""
     reads_at: int
     """Stage of the residual stream it reads."""
     write_stages: tuple[int, ...]
     """Stages that hold what its nodes write: its own, and for cross-layer features later ones."""
+    replaces: bool = False
+    """True if the stream behind it is what it wrote, not that added to the stream before."""
     node_kind: str
     """Kind of its nodes (a skip apart)."""
     local: bool
@@ -141,8 +144,13 @@ class Sublayer(abc.ABC):
 
     @property
     def writes_at(self) -> int:
-        """First stage that holds what it writes; the stage before it is what it adds to."""
+        """First stage that holds what it writes."""
         return self.write_stages[0]
+
+    @property
+    def before(self) -> int:
+        """The stage whose stream it adds to, or replaces."""
+        return self.writes_at if self.replaces else self.writes_at - 1
 
     @abc.abstractmethod
     def step(self, gradients: Gradients, gate: Gate) -> Step:
@@ -156,10 +164,16 @@ class Sublayer(abc.ABC):
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         """Return the vectors that `nodes` added in the run at one of the `write_stages`."""
 
-    def written(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
-        """Return all that `nodes` had added to the residual stream once it reached `stage`."""
-        parts = [self.writes(nodes, own) for own in self.write_stages if own <= stage]
+    def written(
+        self, nodes: Int[Tensor, " chosen"], stages: Sequence[int]
+    ) -> Float[Tensor, "chosen d_model"]:
+        """Return all that `nodes` added to the residual stream at some of the `write_stages`."""
+        parts = [self.writes(nodes, stage) for stage in stages]
         return torch.stack(parts).sum(0) if len(parts) != 1 else parts[0]
+
+    def passage(self) -> Passage | None:
+        """Return what it carries of cotangents without stopping at a node; None for nothing."""
+        return None
 
     @abc.abstractmethod
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:

@@ -14,10 +14,10 @@ from replacement.layers.active import Active
 from replacement.layers.base import FeatureLayer
 from replacement.layers.cross_layer import CrossLayerTranscoder
 from replacement.layers.lorsa import Lorsa
-from replacement.layers.neurons import GatedNeurons, Neurons
+from replacement.layers.neurons import GatedNeurons, HalvedActive, HalvedNeurons, Neurons
 from replacement.layers.query_key import HeadNorm, HeldSide, QueryKey
 from replacement.layers.rotary import Llama3Scaling, Rotary, rotary
-from replacement.layers.sae import AttentionSAE
+from replacement.layers.sae import AttentionSAE, ResidualSAE
 from replacement.layers.transcoder import Transcoder
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "CrossLayerTranscoder",
     "FeatureLayer",
     "GatedNeurons",
+    "HalvedActive",
+    "HalvedNeurons",
     "HeadNorm",
     "HeldSide",
     "JumpReLU",
@@ -36,6 +38,7 @@ __all__ = [
     "Neurons",
     "QueryKey",
     "ReLU",
+    "ResidualSAE",
     "Rotary",
     "Smooth",
     "TopK",

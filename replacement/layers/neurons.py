@@ -1,5 +1,6 @@
 """A model's own MLP neurons as features: exact, no training, no error (2601.22594)."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -49,3 +50,30 @@ class GatedNeurons(FeatureLayer):
         pre = y @ self.read.T + self.read_bias
         branch = y @ self.gate_read.T + self.gate_bias
         return active_from_gates(pre, self.activation.gate(branch) * branch, dense=True)
+
+
+@dataclass(frozen=True, eq=False)
+class HalvedActive(Active):
+    """Neurons that read through both branches: `activation = gate · read + other_gate · other`."""
+
+    other_gate: Float[Tensor, " node"]
+    """Held: what half of the product gives through `gate_read`."""
+
+
+@dataclass(frozen=True)
+class HalvedNeurons(GatedNeurons):
+    """The same neurons, half of each product read through either branch (RelP, 2508.21258).
+
+    `act(g) · u = ½ act(g) · u + ½ (act(g)/g · u) · g`, the factors in front of `u` and `g` held.
+    """
+
+    def encode(self, y: Float[Tensor, "pos d_model"]) -> HalvedActive:
+        """Return all neurons on the inputs `y`, with the gates of both halves."""
+        pre = y @ self.read.T + self.read_bias
+        branch = y @ self.gate_read.T + self.gate_bias
+        ratio = self.activation.gate(branch)
+        whole = active_from_gates(pre, ratio * branch, dense=True)
+        given = {field.name: getattr(whole, field.name) for field in dataclasses.fields(whole)}
+        return HalvedActive(
+            **{**given, "gate": whole.gate / 2}, other_gate=(ratio * pre).flatten() / 2
+        )

@@ -209,11 +209,11 @@ class SecantAttentionSAE(FeatureNodes):
         weights = self.heads.weights
         return (at_output @ weights.output.T).unflatten(-1, (weights.n_heads, -1))
 
-    def _carry(
-        self, passed: Float[Tensor, " active"]
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
-        at_output = self.active.combine(self.features.read, passed * self.active.gate)
-        switched = self.active.sum_by_pos(passed * self.change.switched)
+        at_output = self.active.combine(self.features.read, downstream * self.active.gate)
+        switched = self.active.sum_by_pos(downstream * self.change.switched)
         return self.heads.carry(self._reading(at_output)), switched
 
     def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> HeadReader:

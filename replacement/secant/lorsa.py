@@ -43,13 +43,13 @@ class SecantLorsa(FeatureNodes):
         values = [y @ lorsa.read.T for y in normed]
         self.value = mixed(values[0], values[1], 1 - rule.pattern_value)  # key feature
 
-    def _carry(
-        self, passed: Float[Tensor, " active"]
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
         active = self.active
-        at_query = passed.new_zeros(self.n_pos, self.lorsa.n_features)
-        at_query[active.pos, active.index] = passed * active.gate
-        return self._back(at_query), active.sum_by_pos(passed * self.change.switched)
+        at_query = downstream.new_zeros(self.n_pos, self.lorsa.n_features)
+        at_query[active.pos, active.index] = downstream * active.gate
+        return self._back(at_query), active.sum_by_pos(downstream * self.change.switched)
 
     def _back(self, at_query: Float[Tensor, "query feature"]) -> Float[Tensor, "pos d_model"]:
         """The derivative at the stream from that at pre-activations."""

@@ -89,15 +89,15 @@ class SecantMLP(HeldMLP):
         self.change, self.entrance = change, entrance
         self._with_skip(skip_output)
 
-    def _carry(
-        self, passed: Float[Tensor, " active"]
+    def _carry_kept(
+        self, downstream: Float[Tensor, " active"]
     ) -> tuple[Float[Tensor, "pos d_model"], Float[Tensor, " pos"]]:
         active, features = self.active, self.features
-        at_input = active.combine(features.read, passed * active.gate)
+        at_input = active.combine(features.read, downstream * active.gate)
         if self.change.gate_rate is not None:
             assert isinstance(features, GatedNeurons)
-            at_input += active.combine(features.gate_read, passed * self.change.gate_rate)
-        return self._pulled(at_input), active.sum_by_pos(passed * self.change.switched)
+            at_input += active.combine(features.gate_read, downstream * self.change.gate_rate)
+        return self._pulled(at_input), active.sum_by_pos(downstream * self.change.switched)
 
     def _pulled(self, at_input: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         return self.entrance.back(at_input)

@@ -54,6 +54,11 @@ class RunPair:
                 f"against=: a run of {theirs} tokens, the target's has {ours}. A contrast compares "
                 "position by position: give a counterfactual of the same length."
             )
+        if self.clean.weights.streams:
+            raise ValueError(
+                "against=: the residual stream is read as features (residual=...), which a "
+                "contrast does not cover yet. Load the model without residual=."
+            )
         if self.clean.errors != self.other.errors:
             raise ValueError(
                 "against=: one of the runs is a replacement run and the other is not. Make both "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa, ResidualSAE
 from replacement.target import Target, Term
 from tests.attribution.by_hand import (
     Sides,
@@ -47,6 +47,8 @@ class Held:
     gate: list[Tensor] = field(default_factory=list)
     """1 everywhere for heads."""
     error: list[Tensor] = field(default_factory=list)
+    streams: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Gates and errors of residual SAEs, by stage."""
 
 
 @dataclass
@@ -58,13 +60,24 @@ class Pass:
     position: Tensor
     sublayers: list[Node] = field(default_factory=list)
     stages: list[Tensor] = field(default_factory=list)
-    """Residual stream of every stage."""
+    """Residual stream of every stage, behind a residual SAE where there is one."""
+    streams: dict[int, Node] = field(default_factory=dict)
+    """Residual SAEs by stage, and their pre-activations."""
+    stream_pre: dict[int, Tensor] = field(default_factory=dict)
     pre: list[Tensor] = field(default_factory=list)
     """Pre-activations of every sublayer's features; of heads what they write."""
     sides: list[Callable[[], Sides]] = field(default_factory=list)
     """Queries and keys of every attention layer, q/k norms held, made when asked for."""
     score_scale: list[float] = field(default_factory=list)
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def in_order(self) -> list[Node]:
+        """Return every sublayer and residual SAE in the order they write."""
+        found: list[Node] = []
+        for stage in range(len(self.stages)):
+            found += [self.streams[stage]] if stage in self.streams else []
+            found += self.sublayers[stage : stage + 1]
+        return found
 
 
 class FrozenGPT2:
@@ -75,6 +88,7 @@ class FrozenGPT2:
         model: Any,
         mlps: Sequence[FeatureLayer | None] | None,
         attentions: Sequence[Lorsa | AttentionSAE | None] | None = None,
+        residuals: Sequence[ResidualSAE | None] | None = None,
         *,
         errors: bool = True,
         hold_scales: bool = True,
@@ -86,6 +100,7 @@ class FrozenGPT2:
         self.model = model
         none = [None] * len(model.transformer.h)
         self.mlps, self.attentions = mlps or none, attentions or none
+        self.residuals = {stage: sae for stage, sae in enumerate(residuals or []) if sae}
         self.errors = errors
         self.hold_scales, self.hold_patterns = hold_scales, hold_patterns
         self.hold_query_key_norms = hold_query_key_norms
@@ -99,16 +114,45 @@ class FrozenGPT2:
         x, active = held.token + held.position, []
         with torch.no_grad():
             for number, block in enumerate(base.h):
+                x = self._note_stream(held, 2 * number, x)
                 y = self._normed(block.ln_1, x, held.scale)
                 held.sides.append(self._sides(number, y))
                 held.pattern.append(self._pattern(number, held.sides[-1]))
                 exact = self._mix(block, self._heads(block, y, self._own_pattern(number, y)))
                 x = self._note(held, 2 * number, x, exact, y, active)
+                x = self._note_stream(held, 2 * number + 1, x)
                 y = self._normed(block.ln_2, x, held.scale)
                 exact = block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(y)))
                 x = self._note(held, 2 * number + 1, x, exact, y, active)
+            x = self._note_stream(held, 2 * len(base.h), x)
             self._normed(base.ln_f, x, held.scale)
         return held
+
+    def _note_stream(self, held: Held, stage: int, x: Tensor) -> Tensor:
+        """Gates and errors of a residual SAE that reads `x`; returns the stream behind it."""
+        if stage not in self.residuals:
+            return x
+        sae = self.residuals[stage]
+        pre = x @ sae.read.T + sae.read_bias
+        gate = gate_by_hand(sae, pre)
+        rebuilt = (gate * pre) @ sae.write + sae.write_bias
+        held.streams[stage] = (gate, x - rebuilt if self.errors else torch.zeros_like(x))
+        return x if self.errors else rebuilt
+
+    def _replaced(
+        self, made: Pass, stage: int, x: Tensor, share: float, keep: Sequence[Tensor] | None
+    ) -> Tensor:
+        """The stream behind the residual SAE of a stage, if it has one."""
+        if stage in self.residuals:
+            sae, (gate, error) = self.residuals[stage], made.held.streams[stage]
+            pre = made.stream_pre[stage] = x @ sae.read.T + share * sae.read_bias
+            parts = (gate if self.hold_gates else gate_by_hand(sae, pre)) * pre
+            parts = _stop(parts, keep, stage + sum(other < stage for other in self.residuals))
+            error = (error * (share if self.add_errors else 0)).clone().requires_grad_()
+            made.streams[stage] = Node(parts, error)
+            x = parts @ sae.write + share * sae.write_bias + error
+        made.stages.append(x)
+        return x
 
     def _note(
         self,
@@ -149,7 +193,7 @@ class FrozenGPT2:
         x = token + position if entering is None else entering
         for sublayer in range(2 * len(base.h)):
             number, is_mlp = divmod(sublayer, 2)
-            made.stages.append(x)
+            x = self._replaced(made, sublayer, x, share, keep)
             norm = base.h[number].ln_2 if is_mlp else base.h[number].ln_1
             y = self._norm(norm, x, held.scale[sublayer], share)
             if not is_mlp:
@@ -163,13 +207,14 @@ class FrozenGPT2:
             pre, live = self._read(sublayer, y, pattern, share)
             made.pre.append(pre)
             gate = held.gate[sublayer] if self.hold_gates else live
-            parts = _stop(gate * pre, keep, sublayer)
+            place = sublayer + sum(stage <= sublayer for stage in self.residuals)
+            parts = _stop(gate * pre, keep, place)
             error = self._error(held, sublayer, share)
             skip = self._skip(sublayer, y)
             made.sublayers.append(Node(parts, error, skip))
             active = [node.parts for node in made.sublayers]
             x = x + self._write(sublayer, active, y, share, skip) + error
-        made.stages.append(x)
+        x = self._replaced(made, 2 * len(base.h), x, share, keep)
         y = self._norm(base.ln_f, x, held.scale[-1], share)
         made.logits = y @ self.model.lm_head.weight.T
         if self.model.lm_head.bias is not None:
@@ -314,6 +359,9 @@ def measure(target: Target, made: Pass) -> Tensor:
                 value = made.logits[term.pos, term.index]
             case "centered_logit":
                 value = made.logits[term.pos, term.index] - made.logits[term.pos].mean()
+            case "feature" if term.sublayer in ("resid", "mid"):
+                pre = made.stream_pre[2 * term.layer + (term.sublayer == "mid")]
+                value = pre[term.pos, term.index]
             case "feature":
                 sublayer = 2 * term.layer + (term.sublayer == "mlp")
                 value = made.pre[sublayer][term.pos, term.index]
@@ -355,9 +403,10 @@ class Attributions:
 
 def attributions(target: Target, made: Pass) -> Attributions:
     """Return value · gradient of every node, by autograd."""
-    errors = [node.error for node in made.sublayers]
-    skips = [node.skip for node in made.sublayers if node.skip is not None]
-    parts = [node.parts for node in made.sublayers]
+    nodes = made.in_order()
+    errors = [node.error for node in nodes]
+    skips = [node.skip for node in nodes if node.skip is not None]
+    parts = [node.parts for node in nodes]
     tensors = [made.token, made.position, *parts, *errors, *skips]
     gradients = torch.autograd.grad(
         measure(target, made), tensors, allow_unused=True, retain_graph=True
@@ -374,9 +423,6 @@ def attributions(target: Target, made: Pass) -> Attributions:
         nodes=[
             (part if part.dim() == 2 else part.sum(-1)).detach() for part in products[2 : 2 + count]
         ],
-        skips=[
-            node.skip if node.skip is None else next(around).sum(-1).detach()
-            for node in made.sublayers
-        ],
+        skips=[node.skip if node.skip is None else next(around).sum(-1).detach() for node in nodes],
         errors=[part.sum(-1).detach() for part in products[2 + count : 2 + 2 * count]],
     )

@@ -15,6 +15,7 @@ from replacement.target import Target
 from tests.attribution.frozen import Attributions, FrozenGPT2, Held, attributions, measure
 from tests.samples import (
     CASES,
+    RESIDUAL,
     SHAPES,
     TARGETS,
     Case,
@@ -23,6 +24,7 @@ from tests.samples import (
     random_gpt2,
     random_ids,
     random_run,
+    residuals_of,
 )
 
 TOLERANCE = 1e-9
@@ -47,13 +49,19 @@ def frozen_of(case: Case) -> tuple[FrozenGPT2, Held]:
     """Return the oracle of a case and what its run fixes, from weights made once more."""
     shape = SHAPES[case.shape]
     oracle = FrozenGPT2(
-        random_gpt2(shape, case.seed), mlps_of(case), attentions_of(case), errors=case.errors
+        random_gpt2(shape, case.seed),
+        mlps_of(case),
+        attentions_of(case),
+        residuals_of(case),
+        errors=case.errors,
     )
     return oracle, oracle.freeze(random_ids(shape, case.seed))
 
 
 def active_of(run: Run, layer: Sublayer) -> Active | None:
     """Return the active features of a sublayer, None for heads."""
+    if layer.replaces:
+        return run.streams[layer.reads_at].active
     recorded = run.layers[layer.layer]
     return recorded.mlp.active if layer.name == "mlp" else recorded.attention.active
 
@@ -135,7 +143,9 @@ def test_gated_sweep_stops_gradients_at_pruned_nodes(case: Case, rule: str, cuto
             assert torch.equal(keep, strength >= cutoff), f"another choice in {layer.name}"
 
 
-@pytest.mark.parametrize("case", [SMOOTH, SPARSE, Case("deep", "topk", seed=2)], ids=str)
+@pytest.mark.parametrize(
+    "case", [SMOOTH, SPARSE, Case("deep", "topk", seed=2), RESIDUAL[-1]], ids=str
+)
 def test_frozen_model_is_linear(case: Case) -> None:
     """f(ax + by) = a f(x) + b f(y) without constants, and second derivatives vanish with them."""
     oracle, held = frozen_of(case)

@@ -22,6 +22,7 @@ from tests.samples import (
     CASES,
     HEADS,
     LEARNED,
+    RESIDUAL,
     SHAPES,
     TARGETS,
     Case,
@@ -272,7 +273,7 @@ def test_attribution_is_linear_in_the_target(weights: list[float], signed: bool)
         torch.testing.assert_close(attribution, terms.sum(0), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", [*HEADS, *LEARNED], ids=str)
+@pytest.mark.parametrize("case", [*HEADS, *LEARNED, *RESIDUAL], ids=str)
 def test_values_are_those_of_the_original_model(case: Case) -> None:
     """What the leaves add up to is what plain Hugging Face computes, not a reconstruction."""
     run, shape = random_run(case), SHAPES[case.shape]

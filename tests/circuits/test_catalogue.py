@@ -118,7 +118,7 @@ def test_the_table_fits_and_shows_every_row() -> None:
     text = table(rows())
     assert max(map(len, text.splitlines())) <= 80
     assert all(f"  {row['name']} " in text for row in rows())
-    assert "~1.8 GB" in text and "171.8 GB" in text and "not read: SAEs of the residual" in text
+    assert "~1.8 GB" in text and "171.8 GB" in text and "not read: SAEs of what MLPs write" in text
 
 
 def test_bundled_rows_say_what_is_in_the_files() -> None:

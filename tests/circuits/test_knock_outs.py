@@ -19,6 +19,7 @@ from replacement.run import Run
 from tests.samples import (
     LEARNED,
     REPLACED,
+    RESIDUAL,
     SHAPES,
     TARGETS,
     Case,
@@ -36,6 +37,7 @@ CASES = [
     Case("width is vocabulary", "relu", skip=True, seed=3),
     Case("one token", "batchtopk", skip=True, seed=4),
     LEARNED[2],
+    RESIDUAL[-1],
     REPLACED[0],
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)

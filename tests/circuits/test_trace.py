@@ -312,7 +312,8 @@ def test_nothing_in_a_circuit_is_a_time_or_a_place(tmp_path: Path) -> None:
         "n_layers",
         "target",
     }
-    how = {"threshold", "gate", "max_nodes", "cutoff", "dtype", "weights", "checks", "versions"}
+    how = {"threshold", "gate", "edges", "max_nodes", "cutoff", "dtype", "weights", "checks"}
+    how.add("versions")
     assert set(facts) == where_from | how
     saved = traced(CASES[0]).save(tmp_path / "a.circuit").read_bytes()
     assert str(tmp_path).encode() not in saved and str(Path.home()).encode() not in saved

@@ -42,7 +42,7 @@ COMMANDS = [
         "trace in an unknown type",
         lambda folder: trace(folder, "four-tasks", "--dtype", "float16"),
         Refused,
-        ("circuits: load(dtype='bfloat16')", "float32 or float64"),
+        ("circuits: load(dtype='float16')", "float32 or float64"),
     ),
     Mistake(
         "trace to a picture that is not written",

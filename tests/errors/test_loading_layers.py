@@ -369,7 +369,7 @@ LAYERS = [
         "an SAE of the residual stream",
         lambda folder: load(text_model(), mlp=saelens(folder, SAE, hook_name=RESIDUAL)),
         ValueError,
-        ("cfg.json", RESIDUAL, "residual stream are not read yet", "What can be read"),
+        ("holds residual-saes", "load(residual="),
     ),
     Mistake(
         "a hook that nobody knows",

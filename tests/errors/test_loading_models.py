@@ -299,7 +299,27 @@ MODELS = [
         "a pointer in the place of weights",
         lambda folder: load(pointer(save_text_model(folder) / "model.safetensors").parent),
         ValueError,
-        ("weights cannot be read", "again"),
+        ("model.safetensors: cannot be read", "git-lfs", "git lfs pull"),
+    ),
+    Mistake(
+        "a file in the place of a folder",
+        lambda folder: load(save_text_model(folder) / "model.safetensors"),
+        ValueError,
+        ("is a file", "give the folder it is in"),
+    ),
+    Mistake(
+        "a quantised checkpoint",
+        lambda folder: load(
+            with_other_settings(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+        ),
+        ValueError,
+        ("a quantised checkpoint (gptq)", "Load the model that it was made from"),
+    ),
+    Mistake(
+        "a broken tokenizer",
+        lambda folder: load(made_file(save_text_model(folder) / "tokenizer.json", "{").parent),
+        ValueError,
+        ("its tokenizer (tokenizer.json", "cannot be read", "tokenizer=..."),
     ),
     Mistake(
         "a file of weights is missing",
@@ -311,7 +331,7 @@ MODELS = [
         "an adapter without its model",
         lambda folder: load(made_file(folder / "adapter_config.json", "{}").parent),
         ValueError,
-        ("no config.json", "found: adapter_config.json", "save_pretrained"),
+        ("an adapter (adapter_config.json)", "merge_and_unload().save_pretrained"),
     ),
     Mistake(
         "a model with code of its own",
@@ -319,7 +339,7 @@ MODELS = [
             with_other_settings(folder, model_type="mine", auto_map={"AutoConfig": "code.Config"})
         ),
         ValueError,
-        ("cannot be opened", "custom code", *OFFERED),
+        ("cannot be opened", "custom code of its own, which is never run", *OFFERED),
     ),
     Mistake(
         "a model without its weights in memory",

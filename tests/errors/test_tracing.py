@@ -47,6 +47,12 @@ TRACES = [
         ValueError,
         ("gate='relative'", '"absolute"', '"signed"'),
     ),
+    Mistake(
+        "trace with unknown edges",
+        lambda _: trace(run().logit(" Mary"), edges="indirect"),
+        ValueError,
+        ("edges='indirect'", '"flow"', '"direct"', '"both"'),
+    ),
     Mistake("plan of text", lambda _: plan(" Mary"), TypeError, ("str: ' Mary'", "run.logit(")),
     Mistake(
         "plan of no nodes",

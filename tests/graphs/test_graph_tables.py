@@ -65,7 +65,7 @@ REFUSED = [
     (_changed("kind", "thing"), "nodes.kind holds"),
     (_changed("kind", "target"), "exactly one"),
     (_changed("kind", "token", slice(5, 6)), "exactly one"),
-    (_changed("sublayer", "mid"), "nodes.sublayer"),
+    (_changed("sublayer", "middle"), "nodes.sublayer"),
     (_changed("pos", 1), "between -1 and 0"),
     (_changed("layer", 3), "between -1 and 2"),
     (_changed("attribution", np.nan), "nodes.attribution holds nan"),

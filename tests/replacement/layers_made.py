@@ -22,6 +22,7 @@ from replacement.layers import (
     Lorsa,
     QueryKey,
     ReLU,
+    ResidualSAE,
     Rotary,
     TopK,
     Transcoder,
@@ -29,7 +30,7 @@ from replacement.layers import (
 )
 
 ACTIVATIONS = ("relu", "topk", "jumprelu", "batchtopk")
-CLASSES = ("transcoder", "transcoder with skip", "sae", "lorsa")
+CLASSES = ("transcoder", "transcoder with skip", "sae", "residual sae", "lorsa")
 D_MODEL, D_HEAD, N_HEADS, N_FEATURES = 8, 6, 4, 24
 STRETCHED = Llama3Scaling(factor=4.0, low=1.0, high=4.0, old_context=64)
 """Leaves the first of three frequencies of base 100, mixes the second, stretches the third."""
@@ -115,6 +116,8 @@ def random_layer(
         layer = Lorsa(heads, **parts)
     elif kind == "sae":
         layer = AttentionSAE(**parts)
+    elif kind == "residual sae":
+        layer = ResidualSAE(**parts)
     elif kind == "transcoder with skip":
         layer = Transcoder(**parts, skip=noise(source, D_MODEL, D_MODEL, dtype=dtype))
     else:

@@ -15,10 +15,20 @@ from replacement.edits import Removal, free_knock_outs, held_knock_outs
 from replacement.run import Run
 from replacement.target import Target
 from tests.hooked import Hooked, Place, activations, hooked_pass, layers_of, measured, rebuilt
-from tests.samples import HEADS, LEARNED, REPLACED, SHAPES, TARGETS, Case, random_gpt2, random_run
+from tests.samples import (
+    HEADS,
+    LEARNED,
+    REPLACED,
+    RESIDUAL,
+    SHAPES,
+    TARGETS,
+    Case,
+    random_gpt2,
+    random_run,
+)
 
 EXACT = 1e-9
-CASES = [HEADS[0], LEARNED[2], LEARNED[3], LEARNED[5], LEARNED[9], *REPLACED]
+CASES = [HEADS[0], LEARNED[2], LEARNED[3], LEARNED[5], LEARNED[9], *RESIDUAL, *REPLACED]
 MADE: dict[str, Callable[[Run], Target]] = {
     "scores and logits": TARGETS["scores and logits"],
     "both sides": lambda run: run.attention_score(run.weights.n_layers - 1, 1, -1, -2),
@@ -47,14 +57,20 @@ def written_by(case: Case, seen: Hooked, run: Run, model, removal: Removal) -> d
         return {(-1, ""): base.wte.weight[run.token_ids[pos]]}
     if removal.kind == "position":
         return {(-1, ""): base.wpe.weight[pos]}
-    place, block = (removal.layer, removal.sublayer), base.h[removal.layer]
+    place, layers = (removal.layer, removal.sublayer), layers_of(case)
+    if removal.sublayer in ("resid", "mid"):
+        layer, x = layers[place], seen.front[place]
+        if removal.kind == "error":
+            rebuilt_stream = activations(layer, x, x) @ layer.write + layer.write_bias
+            return {place: (x - rebuilt_stream)[pos] * case.errors}
+        return {place: activations(layer, x, x)[pos, index] * layer.write[index]}
+    block = base.h[removal.layer]
     if removal.kind == "neuron":
         return {place: seen.acted[removal.layer][pos, index] * block.mlp.c_proj.weight[index]}
     if removal.kind == "head":
         width = run.weights.d_model // block.attn.num_heads
         rows = slice(index * width, (index + 1) * width)
         return {place: seen.mixed[removal.layer][pos, rows] @ block.attn.c_proj.weight[rows]}
-    layers = layers_of(case)
     layer = layers.get(place)
     if removal.kind == "error" and (layer is None or not case.errors):
         return {place: torch.zeros(run.weights.d_model, dtype=torch.float64)}

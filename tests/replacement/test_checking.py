@@ -68,3 +68,12 @@ def test_load_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(families.FAMILIES, "GPTJForCausalLM", wrong)
     with pytest.raises(ValueError, match=r"neurons of layer 0.*GPTJForCausalLM.*architectures\.md"):
         load(tiny("GPT-J"))
+
+
+def test_sublayers_must_add_up_to_the_stream() -> None:
+    """A hook that doubles what an MLP adds is nothing the held map knows of."""
+    model = tiny("Llama, grouped keys")
+    check_rebuilt(ReplacementModel(model))
+    model.model.layers[0].register_forward_hook(lambda _module, _given, out: 2 * out)
+    with pytest.raises(ValueError, match=r"residual stream after layer 0, rebuilt .* are off"):
+        check_rebuilt(ReplacementModel(model))

@@ -18,9 +18,11 @@ from replacement.checkpoints import (
     kind_of,
     load_attention_saes,
     load_lorsa,
+    load_residual_saes,
     load_transcoders,
     save_attention_saes,
     save_lorsa,
+    save_residual_saes,
     save_transcoders,
 )
 from replacement.checkpoints.folders import save_folder
@@ -40,18 +42,21 @@ SAVE: dict[str, Callable[..., None]] = {
     "transcoder": save_transcoders,
     "transcoder with skip": save_transcoders,
     "sae": save_attention_saes,
+    "residual sae": save_residual_saes,
     "lorsa": save_lorsa,
 }
 LOAD: dict[str, Callable[..., list]] = {
     "transcoder": load_transcoders,
     "transcoder with skip": load_transcoders,
     "sae": load_attention_saes,
+    "residual sae": load_residual_saes,
     "lorsa": load_lorsa,
 }
 KINDS = {
     "transcoder": "transcoders",
     "transcoder with skip": "transcoders",
     "sae": "attention-saes",
+    "residual sae": "residual-saes",
     "lorsa": "lorsa",
 }
 
@@ -164,9 +169,9 @@ def test_a_set_saved_over_a_larger_one_reads_only_its_own_files(tmp_path: Path) 
 def test_the_kind_of_a_folder_is_told_and_minded(tmp_path: Path, kind: str) -> None:
     SAVE[kind]([random_layer(kind)], tmp_path)
     assert kind_of(str(tmp_path)) == KINDS[kind]
-    argument = "mlp" if kind.startswith("transcoder") else "attention"
+    argument = LAYOUTS[kind_of(tmp_path)].argument
     right = f"{LOAD[kind].__name__}, or give it as load\\({argument}="
-    for load in (load_transcoders, load_attention_saes, load_lorsa):
+    for load in (load_transcoders, load_attention_saes, load_residual_saes, load_lorsa):
         if load is LOAD[kind]:
             assert len(load(tmp_path)) == 1
             continue
@@ -352,7 +357,7 @@ def test_a_missing_layer_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_missing_folders_say_what_else_there_is(tmp_path: Path, kind: str) -> None:
-    own = "neurons" if kind.startswith("transcoder") else "heads"
+    own = LAYOUTS[KINDS[kind]].instead
     with pytest.raises(FileNotFoundError, match=f"no such folder of .*model's own {own}"):
         LOAD[kind](tmp_path / "nowhere")
 

@@ -105,7 +105,7 @@ def test_a_single_file_and_saes_of_attention(tmp_path: Path) -> None:
     assert read(path, hooks=("hook_attn_out",) * 2)[0] == "attention-saes"
     for hooks, message in (
         (("attn.hook_z",) * 2, r"hook_z.*before W_O has no layer"),
-        (("hook_resid_post",) * 2, "residual stream are not read yet"),
+        (("hook_resid_mid", "hook_resid_post"), "reads the one and writes the other"),
         (("hook_mlp_out",) * 2, "reads what the MLP wrote"),
         (("ln2.hook_normalised", "hook_mlp_out"), r"hooks= is 'blocks\.2\.ln2\.hook_normalised'"),
     ):
@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "residual": (
         say(hf_hook_point_in="model.layers.1.output", hf_hook_point_out=None),
-        "residual stream are not read",
+        "with a skip connection",
     ),
     "either norm": (
         say(hf_hook_point_in="model.layers.1.post_attention_layernorm.output"),

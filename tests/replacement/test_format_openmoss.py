@@ -164,8 +164,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no bias said": (say(use_decoder_bias=False), r"unexpected \['b_D'\]"),
     "several hooks": (say(sae_type="crosscoder"), "'crosscoder' of OpenMOSS, which no layer here"),
     "residual": (
-        say(hook_point_in="blocks.1.hook_resid_post", hook_point_out="blocks.1.hook_resid_post"),
-        "residual stream are not read",
+        say(hook_point_in="blocks.1.hook_resid_post", hook_point_out="blocks.2.hook_resid_post"),
+        "two layers",
     ),
     "no hooks": (lambda config: config.pop("hook_point_in"), "hook_point_in is None"),
 }

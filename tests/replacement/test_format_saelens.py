@@ -286,7 +286,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], object], str
     "heads": (SAE, tell(hook_name="blocks.2.attn.hook_z"), "before W_O has no layer"),
     "heads, reshaped": (SAE, say(reshape_activations="hook_z"), "hook_z.*before W_O"),
     "one head": (SAE, tell(hook_head_index=3), "hook_head_index is 3"),
-    "residual": (SAE, tell(hook_name="blocks.2.hook_resid_pre"), "residual stream are not read"),
+    "MLP's input": (SAE, tell(hook_name="blocks.2.mlp.hook_in"), "No layer here reads"),
     "what an MLP wrote": (SAE, tell(hook_name="blocks.2.hook_mlp_out"), "not what it reads"),
     "two hooks": (SAE, tell(hook_name_out="blocks.2.hook_mlp_out"), "reproduces what it reads"),
     "no hook": (SAE, tell(hook_name=None), "hook_name is None"),

@@ -123,8 +123,8 @@ def say(**entries: object) -> Callable[[dict[str, Any]], object]:
 
 
 REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
-    "the stream": ("layers.3", say(), "'layers.3' is not the name of a sublayer"),
-    "another module": ("layers.3.mlp.gate_proj", say(), "is not the name of a sublayer"),
+    "the stream": ("layers.3", say(), "a transcoder of a whole layer"),
+    "another module": ("layers.3.mlp.gate_proj", say(), "is not the name of a part"),
     "no module": ("best", say(), "'best' is not the name"),
     "SAE of an MLP": ("layers.3.mlp", say(transcode=False), "an SAE of an MLP's output"),
     "attention": ("layers.3.self_attn", say(), "a transcoder of attention"),

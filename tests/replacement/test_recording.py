@@ -21,12 +21,14 @@ from replacement.layers.activation import SMOOTH_GATES
 from replacement.layers.active import active_from_gates
 from replacement.model import ReplacementModel
 from tests.attribution.by_hand import gate_by_hand
+from tests.hooked import arriving_at
 from tests.random_layers import random_transcoder
 from tests.samples import (
     CASES,
     HEADS,
     KINDS,
     LEARNED,
+    RESIDUAL,
     SHAPES,
     TARGETS,
     Case,
@@ -39,7 +41,7 @@ from tests.samples import (
 SPARSE = [case for case in HEADS if case.mlp != "neurons"]
 
 
-@pytest.mark.parametrize("case", [*HEADS, *LEARNED], ids=str)
+@pytest.mark.parametrize("case", [*HEADS, *LEARNED, *RESIDUAL], ids=str)
 def test_a_run_is_the_plain_forward_pass(case: Case) -> None:
     """Logits, residuals and patterns are bit for bit those that Hugging Face returns."""
     run, shape = random_run(case), SHAPES[case.shape]
@@ -62,13 +64,16 @@ def test_a_run_is_the_plain_forward_pass(case: Case) -> None:
 def test_nodes_constants_and_errors_rebuild_the_stream(case: Case) -> None:
     """Every stage = the one before + the sublayer's output + its error; output = nodes + bias."""
     run = random_run(case)
-    torch.testing.assert_close(run.token_writes + run.position_writes, run.residuals[0])
+    torch.testing.assert_close(run.token_writes + run.position_writes, arriving_at(run, 0))
     for number, layer in enumerate(run.sublayers):
-        after = run.residuals[layer.reads_at] + layer.output + layer.error
-        torch.testing.assert_close(run.residuals[layer.writes_at], after, rtol=0, atol=1e-12)
+        after, found = layer.output + layer.error, run.residuals[layer.writes_at]
+        if not layer.replaces:
+            after = after + run.residuals[layer.reads_at]
+            found = arriving_at(run, layer.writes_at)
+        torch.testing.assert_close(found, after, rtol=0, atol=1e-12)
         nodes = torch.zeros_like(layer.output)
         for writer in run.sublayers[: number + 1]:
-            if layer.writes_at in writer.write_stages:
+            if layer.writes_at in writer.write_stages and layer.replaces == writer.replaces:
                 written = writer.writes(torch.arange(writer.n_nodes), layer.writes_at)
                 nodes.index_add_(0, writer.positions(), written)
         assert layer.write_bias is not None

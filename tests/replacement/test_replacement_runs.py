@@ -9,12 +9,13 @@ import jaxtyping
 import pytest
 import torch
 
-from replacement.layers import AttentionSAE, Lorsa
+from replacement.layers import AttentionSAE, FeatureLayer, Lorsa
 from replacement.model import ReplacementModel
 from replacement.run import Run
 from tests.hooked import (
     Hooked,
     activations,
+    arriving_at,
     hooked_pass,
     layers_of,
     lorsa_sides,
@@ -25,6 +26,7 @@ from tests.samples import (
     HEADS,
     LEARNED,
     REPLACED,
+    RESIDUAL,
     SHAPES,
     Case,
     attentions_of,
@@ -72,7 +74,29 @@ def test_a_replacement_run_leaves_nothing_over(case: Case) -> None:
         for part, stage in ((layer.attention, 2 * number), (layer.mlp, 2 * number + 1)):
             assert float(part.error.abs().max()) == 0
             after = run.residuals[stage] + part.output
-            torch.testing.assert_close(run.residuals[stage + 1], after, rtol=0, atol=1e-12)
+            found = arriving_at(run, stage + 1)
+            torch.testing.assert_close(found, after, rtol=0, atol=1e-12)
+    for stage, part in run.streams.items():
+        assert float(part.error.abs().max()) == 0
+        assert torch.equal(run.residuals[stage], part.output)
+
+
+def assert_read_as(run: Run, stage: int, layer: FeatureLayer, stream: torch.Tensor) -> None:
+    """The features, the error and the pre-activations of a residual SAE on a stream."""
+    part, expected = run.streams[stage], activations(layer, stream, stream)
+    table = torch.zeros_like(expected)
+    table[part.active.pos, part.active.index] = part.active.activation
+    torch.testing.assert_close(table, expected, rtol=0, atol=EXACT)
+    assert 0 < len(part.active) < table.numel()
+    missed = stream - expected @ layer.write - layer.write_bias
+    assert float(missed.abs().max()) > 0.1
+    error = missed if run.errors else torch.zeros_like(missed)
+    torch.testing.assert_close(part.error, error, rtol=0, atol=EXACT)
+    name = "mid" if stage % 2 else "resid"
+    pre = pre_activations(layer, stream, stream)
+    for index in range(layer.n_features):
+        found = run.feature(stage // 2, -1, index, sublayer=name)
+        assert found.value == pytest.approx(float(pre[-1, index]), abs=EXACT)
 
 
 @pytest.mark.parametrize("case", LEARNED, ids=str)
@@ -90,11 +114,14 @@ def test_with_errors_it_is_the_original_that_runs(case: Case) -> None:
         assert float(missed.abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("case", [*LEARNED, *WITHOUT], ids=str)
+@pytest.mark.parametrize("case", [*LEARNED, *RESIDUAL, *WITHOUT], ids=str)
 def test_patterns_and_activations_are_those_of_the_layer(case: Case) -> None:
     """By hand, from what the sublayer read in the run; and the same through `encode`."""
     run, seen = random_run(case), by_hooks(case)
     for (number, name), layer in layers_of(case).items():
+        if name in ("resid", "mid"):
+            assert_read_as(run, 2 * number + (name == "mid"), layer, seen.front[number, name])
+            continue
         recorded, block = run.layers[number], run.weights.layers[number]
         y, wrote = seen.normed[number, name], seen.wrote[number, name]
         active = recorded.mlp.active if name == "mlp" else recorded.attention.active

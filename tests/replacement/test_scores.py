@@ -146,7 +146,7 @@ def test_every_side_has_the_score_as_its_value(case: Case) -> None:
         made = {side: run.attention_score(*place, side=side) for side in SIDES}
         for target in made.values():
             reads = sum(
-                float(vector @ run.residuals[stage][pos]) for stage, pos, vector in target.seeds
+                float(seed.vector @ run.residuals[seed.stage][seed.pos]) for seed in target.seeds
             )
             assert target.value == made["both"].value
             assert reads + target.bias == pytest.approx(target.value, abs=EXACT)

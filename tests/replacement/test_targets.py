@@ -25,7 +25,7 @@ def seeds_at(target: Target) -> float:
     """Return Σ seed · residual + bias: what a target reads."""
     residuals = target.run.residuals
     return target.bias + sum(
-        float(vector @ residuals[stage][pos]) for stage, pos, vector in target.seeds
+        float(seed.vector @ residuals[seed.stage][seed.pos]) for seed in target.seeds
     )
 
 

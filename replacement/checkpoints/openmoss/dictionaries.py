@@ -24,6 +24,7 @@ from replacement.checkpoints.dictionaries import (
 )
 from replacement.checkpoints.files import check_tensors, read_json, read_tensors
 from replacement.checkpoints.openmoss.settings import CONFIG, MEAN_NORM, THRESHOLD, WEIGHTS
+from replacement.checkpoints.places import number_of
 from replacement.precision import kept_in
 
 HOOKS = ("hook_point_in", "hook_point_out")
@@ -71,7 +72,7 @@ def read_openmoss(folder: Path, wanted: Wanted) -> tuple[int, Dictionary]:
         layer = layer.decoder_norm_gated()
     if config["norm_activation"] == "dataset-wise":
         layer = layer.folded(*(training_scale(path, config, norms, config[name]) for name in HOOKS))
-    return places[0].layer, in_model_units(path, layer, places[0], wanted)
+    return number_of(places), in_model_units(path, layer, places[0], wanted)
 
 
 def settings(path: Path) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""What direct effects cost: seconds, and the share of this machine's rate of matrix products.
+
+GPT-2 small's shape with random weights, read through random ReLU transcoders of which about
+`active` features are on per token and layer, as circuit-tracer can read them too. Operations are
+those of the causal-cone formula, 4 · (positions up to the target's) · d² per target and attention
+layer below it: what carrying every row through every such layer takes. An effects pass may do
+fewer. A large product is measured right before and after; the share is of the faster of the two,
+by processor time, since other work on the machine slows the clock but hardly the processor time.
+"""
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from attribution.direct_effects import direct_effects
+from benchmarks.four_tasks.folder import write_json
+from benchmarks.speed.cases import Shape, random_ids, random_model
+from benchmarks.speed.clock import clocked, memory_growth
+from benchmarks.speed.machine import machine_facts, matmul_rates
+from replacement.layers import ReLU, Transcoder
+from replacement.model import ReplacementModel
+from replacement.run import Run
+
+
+def relu_transcoders(shape: Shape) -> list[Transcoder]:
+    """Return transcoders of random unit rows, biased so that about `shape.active` are on."""
+    generator = torch.Generator().manual_seed(4)
+
+    def rows(length: float) -> Tensor:
+        drawn = torch.randn(shape.features, shape.width, generator=generator)
+        return drawn.mul_(length * shape.width**-0.5)
+
+    off = NormalDist().inv_cdf(1 - shape.active / shape.features)
+    read_bias, write_bias = torch.full((shape.features,), -off), torch.zeros(shape.width)
+    return [
+        Transcoder(rows(1.0), rows(0.1), read_bias, write_bias, ReLU()) for _ in range(shape.layers)
+    ]
+
+
+def chosen_targets(run: Run, count: int | None) -> list[Tensor]:
+    """Return node numbers for every sublayer: all features, or `count` spread evenly over them."""
+    sizes = [len(layer.mlp.active) for layer in run.layers]
+    total = sum(sizes)
+    kept = torch.arange(total)
+    if count is not None and count < total:
+        kept = torch.linspace(0, total - 1, count).round().long()
+    chosen, first = [], 0
+    for size in sizes:
+        here = kept[(kept >= first) & (kept < first + size)] - first
+        chosen += [here[:0], here]  # attention has no features, the MLP has
+        first += size
+    return chosen
+
+
+def operations(run: Run, chosen: list[Tensor]) -> int:
+    """Return the operations of the causal-cone formula."""
+    per_place = 4 * run.weights.d_model**2
+    cones = [
+        (number + 1) * int((layer.mlp.active.pos[nodes] + 1).sum())
+        for number, (layer, nodes) in enumerate(zip(run.layers, chosen[1::2], strict=True))
+    ]
+    return per_place * sum(cones)
+
+
+def measure(shape: Shape, count: int | None, repeat: int) -> dict[str, Any]:
+    """Return what the direct effects on so many targets (None: all) of one prompt cost."""
+    model = ReplacementModel(random_model(shape), None, relu_transcoders(shape))
+    run = model.run(random_ids(shape))
+    chosen = chosen_targets(run, count)
+    grown = memory_growth(lambda: direct_effects(run, chosen))
+    before = matmul_rates()
+    times = [clocked(lambda: direct_effects(run, chosen)) for _ in range(repeat)]
+    wall, cpu = (min(column) for column in zip(*times, strict=True))
+    by_clock, by_processor = map(max, before, matmul_rates())
+    work = operations(run, chosen)
+    features = sum(len(layer.mlp.active) for layer in run.layers)
+    return {
+        "tokens": shape.tokens,
+        "features": features,
+        "targets": sum(map(len, chosen)),
+        "seconds": round(wall, 3),
+        "CPU seconds": round(cpu, 3),
+        "TFLOP": _digits(work / 1e12),
+        "GFLOP/s": _digits(work / wall / 1e9),
+        "matmul GFLOP/s": _digits(by_clock / 1e9),
+        "share by the clock": _digits(work / wall / by_clock),
+        "share by CPU time": _digits(work / cpu / by_processor),
+        "memory growth, MB": grown,
+    }
+
+
+def _digits(number: float) -> float:
+    """A number with three digits that count."""
+    return round(number, 2 - math.floor(math.log10(number))) if number > 0 else 0.0
+
+
+def main(
+    tokens: Annotated[list[int] | None, typer.Option(help="lengths of prompts")] = None,
+    targets: Annotated[int | None, typer.Option(help="so many, not all features")] = None,
+    repeat: Annotated[int, typer.Option(help="how often each is timed")] = 1,
+    threads: Annotated[int | None, typer.Option(help="torch's threads")] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="JSON file to keep")] = None,
+) -> None:
+    """Time direct effects between all features of GPT-2 small's shape."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    lengths = tokens or [16, 32, 64]
+    command = "python -m benchmarks.speed.direct"
+    command += "".join(f" --tokens {length}" for length in lengths)
+    command += "" if targets is None else f" --targets {targets}"
+    command += f" --repeat {repeat} --threads {torch.get_num_threads()}"
+    if output is not None:
+        command += f" -o benchmarks/results/{output.name}"
+    machine, shape = machine_facts(), Shape(features=2048, active=20)
+    typer.echo(", ".join(f"{name} {fact}" for name, fact in machine.items()))
+    rows = []
+    for length in lengths:
+        rows.append(measure(replace(shape, tokens=length), targets, repeat))
+        typer.echo(", ".join(f"{name} {number}" for name, number in rows[-1].items()))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            output,
+            {"command": command, "machine": machine, "shape": asdict(shape), "lengths": rows},
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
