@@ -42,7 +42,7 @@ COMMANDS = [
         "trace in an unknown type",
         lambda folder: trace(folder, "four-tasks", "--dtype", "float16"),
         Refused,
-        ("circuits: load(dtype='bfloat16')", "float32 or float64"),
+        ("circuits: load(dtype='float16')", "float32 or float64"),
     ),
     Mistake(
         "trace to a picture that is not written",
@@ -55,6 +55,12 @@ COMMANDS = [
         lambda folder: trace(folder, "four-tasks", "-o", str(folder / "none" / "ioi.svg")),
         Refused,
         ("no folder", "mkdir -p"),
+    ),
+    Mistake(
+        "trace against a shorter prompt",
+        lambda folder: trace(folder, "four-tasks", "--against", "Mary gave a drink to"),
+        Refused,
+        ("circuits: against=: a run of 6 tokens", "of the same length"),
     ),
     Mistake(
         "show a file that is not there",
