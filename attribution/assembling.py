@@ -13,6 +13,7 @@ from graphs.graph import Graph
 from graphs.nodes import edge_table, node_table
 from replacement.held import Sublayer
 from replacement.run import Run
+from replacement.secant import RunPair
 from replacement.target import Target
 
 Rows = dict[str, list[Any]]
@@ -72,7 +73,7 @@ def _add(
         rows[field] += filled[field]
 
 
-def _add_sources(rows: Rows, run: Run, swept: Sweep, ungated: Sweep) -> None:
+def _add_sources(rows: Rows, run: Run | RunPair, swept: Sweep, ungated: Sweep) -> None:
     places = list(range(len(run.tokens)))
     for kind, writes in (("token", run.token_writes), ("position", run.position_writes)):
         _add(

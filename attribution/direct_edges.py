@@ -91,9 +91,10 @@ def of_effects(target: Target, swept: Sweep) -> Edges:
         f"in_{name}": np.concatenate([none, weight * (matrix @ mask.astype(weight.dtype))])
         for name, mask in leaf.items()
     }
-    inflow["in_switch"] = np.zeros_like(inflow["in_bias"])
+    nothing = np.zeros_like(inflow["in_bias"])
+    parts = (inflow["in_bias"], inflow["in_error"], inflow["in_pruned"], nothing)
     reader = 2 * len(run.tokens) + row
-    return Edges(number[column], reader, weight[row] * effect, effect, **inflow)
+    return Edges(number[column], reader, weight[row] * effect, effect, *parts)
 
 
 def with_effects(flow: Edges, target: Target, swept: Sweep) -> Edges:

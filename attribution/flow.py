@@ -17,6 +17,7 @@ from torch import Tensor
 from attribution.sweep import Sweep
 from replacement.held import Reader, Reads, Sublayer
 from replacement.run import Run
+from replacement.secant import RunPair
 from replacement.target import Seed, Target
 
 RESTS = ("bias", "error", "pruned", "switch")
@@ -111,7 +112,7 @@ def flow_edges(
     return _assemble(blocks, n_sources=2 * len(run.tokens))
 
 
-def _entering(run: Run) -> _Stream:
+def _entering(run: Run | RunPair) -> _Stream:
     places = torch.arange(len(run.tokens), device=run.token_writes.device)
     nothing = torch.zeros_like(run.token_writes)
     return _Stream(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from replacement.held import Sublayer
 from replacement.run import Run
+from replacement.secant import RunPair
 from replacement.target import Target
 
 DENSE_MAX_NODES = 500
@@ -30,7 +31,7 @@ class Plan:
     max_nodes: int | None
     """At most so many are kept; None: as many as reach the threshold."""
     passes: dict[str, int]
-    """Forward passes already made by the run, backward sweeps and flow passes to come."""
+    """Forward passes already made by the run (or both), backward sweeps and flow passes to come."""
     edges: int
     """Upper bound of flow edges."""
     bytes: int
@@ -82,12 +83,17 @@ def plan(target: Target, max_nodes: int | None = None) -> Plan:
     else:
         kept = limit + skips
         edges = kept * (kept + 1) // 2 + (kept + 1) * 2 * len(run.tokens)
+        edges *= 3 if any(layer.looks for layer in sublayers) else 1
     return Plan(
         target=target.label,
         n_tokens=len(run.tokens),
         nodes=nodes,
         max_nodes=limit,
-        passes={"forward": 1, "sweep": 2 if kept == total else 3, "flow": 1},
+        passes={
+            "forward": 2 if isinstance(run, RunPair) else 1,
+            "sweep": 2 if kept == total else 3,
+            "flow": 1,
+        },
         edges=edges,
         bytes=_bytes(run, kept, edges),
         free_bytes=free_bytes(run.token_writes.device),
@@ -108,7 +114,7 @@ def check_request(target: Any, max_nodes: Any) -> None:
         raise ValueError(f"max_nodes={max_nodes!r}: a whole number from 1 up, or None.")
 
 
-def node_limit(run: Run, max_nodes: int | None) -> int | None:
+def node_limit(run: Run | RunPair, max_nodes: int | None) -> int | None:
     """Return how many nodes may be kept: what was asked, or a bound for neurons, all active."""
     if max_nodes is None and any(layer.dense for layer in run.sublayers):
         return DENSE_MAX_NODES
@@ -129,6 +135,8 @@ def edges_among(
         readers = torch.bincount(pos.cpu(), minlength=n_pos)
         reached = writers if layer.local and not direct else writers.cumsum(0)
         edges += int(readers @ reached)
+        if layer.looks:  # by values and by keys from anywhere, by queries from where it stands
+            edges += int(readers @ (reached + writers))
         writers = writers + readers
     return edges + int(writers.sum())
 
@@ -136,7 +144,7 @@ def edges_among(
 def refuse_too_many(
     sublayers: Sequence[Sublayer],
     kept: Sequence[Int[Tensor, " _"]],
-    run: Run,
+    run: Run | RunPair,
     *,
     direct: bool = False,
 ) -> None:
@@ -155,14 +163,15 @@ def refuse_too_many(
         )
 
 
-def _bytes(run: Run, kept: int, edges: int) -> int:
+def _bytes(run: Run | RunPair, kept: int, edges: int) -> int:
     """Bytes of a trace that keeps so many nodes: gradients, vectors, one product, the edges."""
     stream = run.token_writes
     rows = kept + 2 * stream.shape[0]
     gradients = (len(run.sublayers) + 1) * stream.numel()
     vectors = 2 * rows * stream.shape[1]
     widest = max(layer.n_nodes for layer in run.sublayers)
-    product = 3 * min(kept, widest) * rows
+    ways = 3 if any(layer.looks for layer in run.sublayers) else 1
+    product = (2 * ways + 1) * min(kept, widest) * rows
     return (gradients + vectors + product) * stream.element_size() + edges * EDGE_BYTES
 
 

@@ -33,6 +33,13 @@ Minus = Annotated[
     str | None,
     typer.Option(help="Explain the difference to this token's logit; else to the mean logit."),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        help="Compare with this prompt of as many tokens: explain by how much the target exceeds "
+        "what it is there."
+    ),
+]
 Mlp = Annotated[
     str | None,
     typer.Option(
@@ -106,6 +113,7 @@ def trace(
     prompt: Prompt,
     explain: Explain,
     minus: Minus = None,
+    against: Against = None,
     mlp: Mlp = None,
     attention: Attention = None,
     residual: Residual = None,
@@ -113,7 +121,9 @@ def trace(
     max_nodes: MaxNodes = None,
     device: Device = None,
     dtype: Dtype = None,
-    test: Annotated[bool, typer.Option(help="Knock out every node and measure.")] = False,
+    test: Annotated[
+        bool, typer.Option(help="Knock out (with --against: patch) every node and measure.")
+    ] = False,
     output: Output = None,
 ) -> None:
     """Trace one prediction and print what made it so.
@@ -130,7 +140,7 @@ def trace(
             model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
         )
         target = _target(loaded, prompt, explain, minus)
-        circuit = _trace_and_print(target, threshold, max_nodes)
+        circuit = _trace_and_print(_compared(target, against), threshold, max_nodes)
         result = circuit.test() if test else None
         if result is not None:
             typer.echo(f"\n{result}")
@@ -145,6 +155,7 @@ def plan(
     prompt: Prompt,
     explain: Explain,
     minus: Minus = None,
+    against: Against = None,
     mlp: Mlp = None,
     attention: Attention = None,
     residual: Residual = None,
@@ -173,7 +184,7 @@ def plan(
         loaded = circuits.load(
             model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
         )
-        target = _target(loaded, prompt, explain, minus)
+        target = _compared(_target(loaded, prompt, explain, minus), against)
         typer.echo(f"target   {target.label} = {target.value:.4f}")
         typer.echo(str(circuits.plan(target, max_nodes)))
 
@@ -285,6 +296,13 @@ def _target(model: "ReplacementModel", prompt: str, explain: str, minus: str | N
     run = model.run(prompt)
     logit = run.logit(explain)
     return logit.centered() if minus is None else logit - run.logit(minus)
+
+
+def _compared(target: "Target", against: str | None) -> "Target":
+    """The target, or by how much it exceeds what it is with another prompt."""
+    from circuits.contrasting import contrasted
+
+    return target if against is None else contrasted(target, against)
 
 
 def _trace_and_print(target: "Target", threshold: float, max_nodes: int | None) -> "Circuit":

@@ -30,7 +30,7 @@ Node table
 Edge table
     ======================  ======  ============================================================
     source, target          int     node numbers: who wrote, who read
-    via                     str     "residual"; in a contrast of two runs q, k, v, o or mlp
+    via                     str     "residual"; in a contrast of two runs also q, k, v or mlp
     flow                    float   the part of the target's value that took this edge
     effect                  float   effect on the reader's pre-activation; NaN unless asked
     ======================  ======  ============================================================

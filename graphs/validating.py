@@ -53,6 +53,16 @@ def checked_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         wrong.append('"target": {"label": text}')
     if isinstance(value, bool) or not isinstance(value, int | float):
         wrong.append('"target": {"value": number}')
+    against = plain.get("against", {"tokens": tokens})
+    others = against.get("tokens") if isinstance(against, dict) else None
+    if not (isinstance(others, list) and all(isinstance(token, str) for token in others)):
+        wrong.append('"against": {"tokens": a list of text}')
+    elif isinstance(tokens, list) and len(others) != len(tokens):
+        wrong.append(f'"against": {{"tokens": {len(tokens)} of them}}')
+    condition = plain.get("condition", {"leaves": 1.0, "slope": 1.0})
+    numbers = condition if isinstance(condition, dict) else {}
+    if not all(isinstance(numbers.get(name), int | float) for name in ("leaves", "slope")):
+        wrong.append('"condition": {"leaves": number, "slope": number}')
     if wrong:
         raise ValueError(
             f"Graph: meta has keys {', '.join(map(repr, plain)) or 'none'}; missing or of another "

@@ -17,6 +17,7 @@ from replacement.held_forward import Knocked, held_forward, joined
 from replacement.layers import Lorsa
 from replacement.run import Run
 from replacement.scores import score_values
+from replacement.secant import RunPair
 from replacement.target import Seed, Target, Term
 from replacement.weights import LayerWeights
 
@@ -81,7 +82,7 @@ def _entering(run: Run, removals: Sequence[Removal]) -> Float[Tensor, "batch pos
     return stream
 
 
-def _source_vector(run: Run, removal: Removal) -> Float[Tensor, " d_model"]:
+def _source_vector(run: Run | RunPair, removal: Removal) -> Float[Tensor, " d_model"]:
     writes = run.token_writes if removal.kind == "token" else run.position_writes
     return writes[removal.pos]
 
@@ -137,7 +138,7 @@ def free_knock_outs(target: Target, removals: Sequence[Removal]) -> Float[Tensor
 
 
 def _subtractions(
-    run: Run, removals: Sequence[Removal]
+    run: Run | RunPair, removals: Sequence[Removal]
 ) -> dict[tuple[int, str], Float[Tensor, "batch pos d_model"]]:
     additions: dict[tuple[int, str], Tensor] = {}
     shape = (len(removals), *run.token_writes.shape)
@@ -149,7 +150,9 @@ def _subtractions(
     return additions
 
 
-def _vectors(run: Run, removal: Removal) -> dict[tuple[int, str], Float[Tensor, " d_model"]]:
+def _vectors(
+    run: Run | RunPair, removal: Removal
+) -> dict[tuple[int, str], Float[Tensor, " d_model"]]:
     """What a node wrote, by the sublayer whose output it joined."""
     if removal.kind in SOURCES:
         return {(-1, ""): _source_vector(run, removal)}
@@ -165,7 +168,7 @@ def _vectors(run: Run, removal: Removal) -> dict[tuple[int, str], Float[Tensor, 
     return {places[stage]: own.writes(node, stage)[0] for stage in own.write_stages}
 
 
-def _stage(run: Run, term: Term) -> int | tuple[int, str]:
+def _stage(run: Run | RunPair, term: Term) -> int | tuple[int, str]:
     """The stage whose residual stream a term is measured on, with the real norm on top."""
     if term.kind != "feature":
         return 2 * term.layer
@@ -174,7 +177,7 @@ def _stage(run: Run, term: Term) -> int | tuple[int, str]:
 
 
 def _measured(
-    run: Run, term: Term, stream: Float[Tensor, "batch pos d_model"]
+    run: Run | RunPair, term: Term, stream: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, " batch"]:
     weights, here = run.weights, stream[:, term.pos]
     if term.vector is not None:
@@ -213,7 +216,7 @@ def _measured_feature(
 
 
 def _measured_score(
-    run: Run, term: Term, stream: Float[Tensor, "batch pos d_model"]
+    run: Run | RunPair, term: Term, stream: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, " batch"]:
     """The score of the changed run; from one side, with the other as it was recorded."""
     recorded = run.residuals[2 * term.layer]

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
-NUMBER = re.compile(r"-?\d+\.\d+")
-SHOWN = ("docs/attention.md",)
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-\d+)?")
+SHOWN = ("docs/attention.md", "docs/contrast.md")
 
 
 def pairs(path: Path) -> list[tuple[str, str]]:
@@ -46,6 +46,7 @@ def test_shown_output_is_real(document: str) -> None:
 
 def test_another_output_would_be_noticed() -> None:
     assert_same("a 1.0004 b", "a 1.0000  b")
+    assert_same("off by 1.6e-07", "off by 2.1e-08")
     for other in ("a 1.2 b", "a 1.0 c", "a 1.0"):
         with pytest.raises(AssertionError):
             assert_same("a 1.0 b", other)

@@ -8,7 +8,7 @@ from graphs.graph import Graph
 from graphs.names import clip, clip_start, columns, node_names, target_label
 from graphs.nodes import INTERIOR
 from graphs.view.layout import TOKEN_HEIGHT, Layout, Spot, box_width, chosen_rows, layout
-from graphs.view.prompt import explained_position, prompt_parts
+from graphs.view.prompt import against_prompt, explained_position, prompt_parts
 from graphs.view.shapes import (
     FAINT,
     INK,
@@ -35,6 +35,7 @@ _PARTS = {
     "error": "errors",
     "bias": "biases",
     "pruned": "pruned",
+    "switch": "switched",
 }
 _SANS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
@@ -115,12 +116,19 @@ def _header(graph: Graph, width: float, drawn: str) -> Iterator[str]:
     label = clip(target_label(graph), room - int(taken) - 12)
     yield (
         f'<text x="20" y="52" font-size="14" font-weight="700" fill="{INK}">{safe(label)} = '
-        f"{graph.value:.4g}</text>"
+        f"{graph.value:.4g}{_against(graph, room - int(taken) - columns(label) - 14)}</text>"
     )
     yield write_text(
         20.0, 72.0, _shares(graph, int((width - 40) / _SMALL_CHARACTER)), font_size=11, fill=FAINT
     )
     yield write_text(width - 20, 52.0, drawn, font_size=11, fill=FAINT, text_anchor="end")
+
+
+def _against(graph: Graph, room: int) -> str:
+    """What a contrast is compared with, behind its value, where there is room for it."""
+    text = against_prompt(graph, room - 9) if room > 24 else ""
+    style = f'font-weight="400" fill="{FAINT}"'
+    return f'<tspan {style} dx="12">against: {safe(text)}</tspan>' if text else ""
 
 
 def _shares(graph: Graph, room: int) -> str:

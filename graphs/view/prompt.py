@@ -30,6 +30,32 @@ def marked_prompt(graph: Graph, room: int) -> str:
     return clip_start(text, room - columns(tail)) + tail
 
 
+def against_prompt(graph: Graph, room: int) -> str:
+    """The prompt a contrast compares with, [brackets] around what differs; "" of one run.
+
+    In at most ``room`` columns, cut so that the first difference is seen.
+    """
+    against = graph.meta.get("against")
+    if against is None:
+        return ""
+    pieces: list[str] = []
+    first, before = -1, False
+    for token, own in zip(against["tokens"], graph.meta["tokens"], strict=True):
+        text, differs = readable(token), token != own
+        if differs and not before:
+            stripped = text.lstrip()
+            pieces.append(text[: len(text) - len(stripped)])
+            first = len("".join(pieces)) if first < 0 else first
+            pieces.append("[" + stripped)
+        else:
+            pieces.append(("]" if before and not differs else "") + text)
+        before = differs
+    whole = "".join(pieces) + ("]" if before else "")
+    start, rest = whole[: max(first, 0)], whole[max(first, 0) :]
+    start = clip_start(start, max(room - columns(rest), min(columns(start), room // 2)))
+    return clip(start + rest, room)
+
+
 def prompt_parts(graph: Graph) -> tuple[str, str, str]:
     """The prompt before the explained token, that token without its spaces, and the rest."""
     tokens, at = [readable(token) for token in graph.meta["tokens"]], explained_position(graph)

@@ -6,11 +6,12 @@ from graphs.graph import TOLERANCE, Graph
 from graphs.names import clip, columns, readable, target_label
 from graphs.nodes import INTERIOR
 from graphs.paths import strongest_paths
-from graphs.view.prompt import explained_position, marked_prompt
+from graphs.view.prompt import against_prompt, explained_position, marked_prompt
 
 _NARROWEST = 40
 _PROMPT_LINES = 3
 _CHECKS = 4
+_AGAINST = "against: "
 
 
 def summary(graph: Graph, width: int = 80) -> str:
@@ -36,6 +37,9 @@ def summary(graph: Graph, width: int = 80) -> str:
 
 def _head(graph: Graph, width: int) -> Iterator[str]:
     yield from _wrapped(marked_prompt(graph, _PROMPT_LINES * width), width)
+    against = against_prompt(graph, width - len(_AGAINST))
+    if against:
+        yield _AGAINST + against
     at = explained_position(graph)
     where = f" (after token {at})" if at >= 0 and graph.meta["tokens"][at + 1 :] else ""
     number = f" = {graph.value + 0.0:.4f}{where}"
@@ -99,5 +103,8 @@ def _foot(graph: Graph) -> Iterator[str]:
     numbers = [(name, value) for name, value in known if isinstance(value, int | float)]
     shown = [f"{readable(name)} {value:.1e}" for name, value in numbers if name != "conservation"]
     yield "checks: " + ", ".join([*shown[:_CHECKS], f"conservation {graph.conservation():.1e}"])
+    if "condition" in graph.meta:
+        leaves, slope = (graph.meta["condition"][name] for name in ("leaves", "slope"))
+        yield f"condition: leaves {leaves:.2f} x the difference, steepest slope {slope:.2f}"
     if isinstance(graph.meta.get("model"), str):
         yield f"model: {readable(graph.meta['model'])}"

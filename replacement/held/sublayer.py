@@ -132,6 +132,8 @@ class Sublayer(abc.ABC):
     dense: bool
     """True where every node is active at every position."""
     n_nodes: int
+    looks: bool = False
+    """True where patterns move too: what is written comes by queries, keys and values."""
     constants_are: Literal["bias", "switch"] = "bias"
     """What the constants are that its nodes read: of one run biases, of two what was switched."""
     always: Bool[Tensor, " node"] | None

@@ -118,6 +118,7 @@ class SecantHeadNodes(Sublayer):
     name, node_kind, local, dense = "attn", "head", False, False
     always = write_bias = None
     constants_are = "switch"
+    looks = True
 
     def __init__(
         self,
@@ -188,6 +189,7 @@ class SecantAttentionSAE(FeatureNodes):
 
     name, local = "attn", False
     constants_are = "switch"
+    looks = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class SecantLorsa(FeatureNodes):
 
     name, local = "attn", False
     constants_are = "switch"
+    looks = True
 
     def __init__(
         self,

@@ -101,6 +101,10 @@ class RunPair:
     def position_writes(self) -> Float[Tensor, "pos d_model"]:
         return torch.zeros_like(self.token_writes)
 
+    def sublayer(self, layer: int, name: str) -> Sublayer:
+        """Return the sublayer of a layer and name."""
+        return self.sublayers[2 * layer + (name == "mlp")]
+
     @property
     def logits(self) -> Float[Tensor, "pos d_vocab"]:
         return self.clean.logits
@@ -138,6 +142,8 @@ class RunPair:
         """Δ of what all nodes write, through the norm after them, and of what they miss."""
         clean, other = parts
         whole = clean.output + clean.error - other.output - other.error
+        if not self.errors:
+            return whole, torch.zeros_like(whole)
         if joint.secant is None:
             output = clean.output - other.output
         else:
@@ -202,7 +208,7 @@ class RunPair:
         seeds = [seed for term in target.terms for seed in self._seeds(term)]
         return Target(
             run=self,
-            label=f"Δ {target.label}",
+            label=f"Δ({target.label})" if len(target.terms) > 1 else f"Δ {target.label}",
             value=target.value - there.value,
             bias=0.0,
             pos=target.pos,

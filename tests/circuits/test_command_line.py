@@ -105,6 +105,20 @@ def test_trace_prints_plan_and_circuit_and_writes_both_files(model: str) -> None
     assert Path("a.svg").read_text().startswith("<svg")
 
 
+def test_a_contrast_says_what_it_is_compared_with(model: str) -> None:
+    other = PROMPT.replace("John gave", "Mary gave")
+    asked = (model, PROMPT, *EXPLAIN, "--against", other)
+    result = command("trace", *asked, "--test", "-o", "a.circuit", "-o", "a.svg")
+    assert result.exit_code == 0, result.output
+    for words in ("2 forward passes", "against: ", "[Mary] gave", "condition: ", "patched one"):
+        assert words in result.stdout, words
+    assert read("a.circuit").meta["against"]["prompt"] == other
+    assert "against: " in command("show", "a.circuit", "--prune", "0.5").stdout
+    planned = command("plan", *asked)
+    assert planned.exit_code == 0 and "2 forward passes" in planned.stdout
+    assert 'Δ(logit(" Mary") - logit(" John"))' in planned.stdout
+
+
 def test_a_single_token_is_explained_against_the_mean(model: str) -> None:
     result = command("trace", model, PROMPT, "--explain", " Mary", "-o", "a.circuit")
     assert result.exit_code == 0

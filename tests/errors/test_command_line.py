@@ -57,6 +57,12 @@ COMMANDS = [
         ("no folder", "mkdir -p"),
     ),
     Mistake(
+        "trace against a shorter prompt",
+        lambda folder: trace(folder, "four-tasks", "--against", "Mary gave a drink to"),
+        Refused,
+        ("circuits: against=: a run of 6 tokens", "of the same length"),
+    ),
+    Mistake(
         "show a file that is not there",
         lambda folder: command(folder, "show", str(folder / "ioi.circuit")),
         Refused,

@@ -3,15 +3,30 @@
 from pathlib import Path
 from unittest import mock
 
-from circuits import plan, trace
+from circuits import Circuit, load, plan, trace
+from circuits.contrasting import contrasted
+from replacement.secant import SecantRule
+from tests.circuits.folders import PROMPT, text_model, tokenizer
 from tests.errors.mistakes import Mistake, assert_explained, each
-from tests.errors.models_given import circuit, run
+from tests.errors.models_given import circuit, model, run
+
+N_TOKENS = len(run().tokens)
 
 
 def traced_in(free: int) -> object:
     """Trace with so many bytes left."""
     with mock.patch("attribution.plan.free_bytes", return_value=free):
         return trace(run().logit(" Mary"), threshold=0)
+
+
+def compared(against: object) -> Circuit:
+    """Trace by how much a logit exceeds what it is in another run."""
+    return trace(run().logit(" Mary"), against=against, progress=False)
+
+
+def of_two() -> Circuit:
+    """A contrast of the prompt with its words turned round."""
+    return compared(run().token_ids.flip(0))
 
 
 TRACES = [
@@ -83,6 +98,57 @@ TRACES = [
         lambda _: circuit().test(batch=0),
         ValueError,
         ("batch=0", "1 or more"),
+    ),
+    Mistake(
+        "against a shorter prompt",
+        lambda _: compared(run().token_ids[:-1]),
+        ValueError,
+        ("against=: a run of", f"the target's has {N_TOKENS}", "of the same length"),
+    ),
+    Mistake(
+        "against a run of another model",
+        lambda _: compared(load(text_model(), tokenizer()).run(PROMPT)),
+        ValueError,
+        ("against=: a run of", "the target's is of", "the same model object"),
+    ),
+    Mistake(
+        "against a replacement run",
+        lambda _: compared(model().run(PROMPT, errors=False)),
+        ValueError,
+        ("one of the runs is a replacement run", "both with errors=True"),
+    ),
+    Mistake(
+        "against a number",
+        lambda _: compared(7),
+        TypeError,
+        ("prompt", "7"),
+    ),
+    Mistake(
+        "against a circuit",
+        lambda _: compared(circuit()),
+        TypeError,
+        ("prompt", "Circuit"),
+    ),
+    Mistake(
+        "a difference of a difference",
+        lambda _: trace(contrasted(run().logit(" Mary"), PROMPT), against=PROMPT),
+        ValueError,
+        ("is a difference of two runs already", "leave against= out"),
+    ),
+    Mistake(
+        "attention of a contrast",
+        lambda _: of_two().attention("L0.head 0@1"),
+        ValueError,
+        ("in a contrast the edges with via q and k", "without against="),
+    ),
+    *(
+        Mistake(
+            f"a rule of weight {wrong!r}",
+            lambda _, wrong=wrong: SecantRule(query_key=wrong),
+            ValueError,
+            (f"query_key={wrong!r}", "a weight from 0 to 1"),
+        )
+        for wrong in (-0.1, 1.5, float("nan"))
     ),
     Mistake(
         "a trace that does not fit in memory",

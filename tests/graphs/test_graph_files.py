@@ -158,6 +158,15 @@ CORRUPTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "absurd counts": (lambda: with_head(lambda h: h["counts"].update(nodes=10**15)), "rows do not"),
     "negative count": (lambda: with_head(lambda h: h["counts"].update(nodes=-1)), "counts"),
     "counts of text": (lambda: with_head(lambda h: h.update(counts="6")), "counts"),
+    "against a number": (lambda: with_head(lambda h: h["meta"].update(against=3)), '"against"'),
+    "against other tokens": (
+        lambda: with_head(lambda h: h["meta"].update(against={"tokens": ["a"] * 9})),
+        '"against": {"tokens": 1 of them}',
+    ),
+    "condition of text": (
+        lambda: with_head(lambda h: h["meta"].update(condition={"leaves": "a", "slope": 1})),
+        '"condition"',
+    ),
     "head a list": (lambda: with_member("head.json", b"[]"), "not an object"),
     "head no JSON": (lambda: with_member("head.json", b"{"), "not JSON"),
     "head deep": (lambda: with_member("head.json", b"[" * 100_000), "not JSON"),

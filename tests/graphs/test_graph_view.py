@@ -15,7 +15,7 @@ from graphs.nodes import INTERIOR
 from graphs.pruning import prune
 from graphs.view.layout import Spot, chosen_rows, layout
 from graphs.view.picture import svg
-from graphs.view.prompt import explained_position, marked_prompt
+from graphs.view.prompt import against_prompt, explained_position, marked_prompt
 from graphs.view.terminal import summary
 from tests.graphs import samples
 
@@ -242,3 +242,59 @@ def test_header_lines_fit_the_width(tokens: list[str]) -> None:
     ] + header:
         letters = columns("".join(text.itertext()))
         assert letters * 0.6 * float(text.attrib.get("font-size", 12)) < width - 20
+
+
+def compared_with(tokens: list[str], own: list[str] | None = None) -> Graph:
+    """A circuit-like graph as if it compared its prompt with these tokens."""
+    graph = samples.circuit_like()
+    facts = {"against": {"tokens": tokens}, "condition": {"leaves": 1.25, "slope": 3.0}}
+    return graph.noted(**facts, **({} if own is None else {"tokens": own}))
+
+
+def test_what_a_contrast_is_compared_with_is_shown_and_marked() -> None:
+    tokens = samples.circuit_like().meta["tokens"]
+    other = [*tokens[:2], " Anna", " Rose", *tokens[4:]]
+    other[-1] = " at"
+    graph = compared_with(other)
+    shown = against_prompt(graph, 200)
+    assert "[Anna Rose]" in shown and shown.endswith("[at]") and shown.count("[") == 2
+    assert shown.replace("[", "").replace("]", "") == "".join(other)
+    text = summary(graph)
+    assert "\nagainst: " in text and "[Anna Rose]" in text
+    assert "condition: leaves 1.25 x the difference, steepest slope 3.00" in text
+    check_size(text, 80)
+    assert "against: " in svg(graph) and "Anna" in svg(graph)
+    plain = samples.circuit_like()
+    assert against_prompt(plain, 80) == ""
+    assert "against" not in summary(plain) + svg(plain) and "condition" not in summary(plain)
+
+
+def test_equal_prompts_have_no_marks() -> None:
+    tokens = samples.circuit_like().meta["tokens"]
+    assert against_prompt(compared_with(tokens), 500) == "".join(tokens)
+
+
+@pytest.mark.parametrize("room", [12, 24, 40, 80])
+def test_the_first_difference_is_seen_in_any_room(room: int) -> None:
+    tokens = samples.circuit_like().meta["tokens"]
+    for place in range(len(tokens)):
+        other = [*tokens[:place], " Zoe", *tokens[place + 1 :]]
+        shown = against_prompt(compared_with(other), room)
+        assert columns(shown) <= room and "[Zoe]" in shown
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_hostile_prompt_to_compare_with_does_nothing(hostile: str) -> None:
+    graph = compared_with([hostile] * len(samples.circuit_like().meta["tokens"]))
+    ElementTree.fromstring(svg(graph))
+    assert not any(ord(sign) < 32 and sign != "\n" for sign in svg(graph) + summary(graph))
+    check_size(summary(graph), 80)
+
+
+def test_what_was_switched_is_in_the_sum_of_the_picture() -> None:
+    graph = samples.circuit_like()
+    nodes = graph.nodes
+    nodes["in_switch"], nodes["in_bias"] = nodes["in_bias"], 0.0
+    switched = Graph(nodes, graph.edges, graph.meta)
+    assert "switched " in svg(switched) and "switched" not in svg(graph)
+    assert "  switch    " in summary(switched)
