@@ -76,7 +76,7 @@ def trace(
     True
     """
     check_request(target, max_nodes)
-    _check_rule(threshold, gate, edges)
+    check_rule(threshold, gate, edges)
     run, contract = target.run, edges == "direct"
     with torch.no_grad():
         sublayers, limit = run.sublayers, node_limit(run, max_nodes)
@@ -99,7 +99,8 @@ def trace(
     return Circuit.of_trace(graph, run)
 
 
-def _check_rule(threshold: Any, gate: Any, edges: Any) -> None:
+def check_rule(threshold: Any, gate: Any, edges: Any) -> None:
+    """Raise ValueError for a threshold, gate or kind of edges that makes no sense."""
     if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise ValueError(
             f"trace(threshold={threshold!r}): a share of the target's value is needed, 0 (keep "
