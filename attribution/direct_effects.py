@@ -7,6 +7,7 @@ model's heads with their patterns held, and skips, but through no feature, neuro
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,11 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from attribution.effect_blocks import Block, EffectRows
-from attribution.effect_sources import columns_of
-from attribution.effect_targets import Rows, rows_of_nodes, rows_of_targets
-from attribution.first_heads import FirstHeads
-from attribution.plan import free_bytes, size_text
-from replacement.held import HeldFeatures, HeldHalves, Sublayer
+from attribution.effect_blocks import Block
+from attribution.effect_request import asked_of
+from attribution.effect_store import EffectStore, manifest_of
+from attribution.plan import EffectsPlan, matmul_rate
 from replacement.run import Run
-from replacement.target import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +34,8 @@ class DirectEffects:
     """One row a source: kind, layer, sublayer, pos, index, activation. Besides nodes the tokens and
     positions, every sublayer's error and bias at every position where it is not zero, and last the
     constants that a target reads itself (kind "bias", layer -1)."""
-    blocks: list[Block]
+    blocks: Sequence[Block]
+    """In memory, or on disk and read as they are looked at."""
     ways: list[str]
     """With `via="head"`: "L0.h0", … and "bypass", in the order of a block's `split`."""
     nodes: list[Int[Tensor, " _"]]
@@ -110,6 +109,9 @@ def direct_effects(
     targets: Any = None,
     sources: Any = None,
     via: str | None = None,
+    *,
+    resume: str | Path | None = None,
+    memory: int | str | None = None,
 ) -> DirectEffects:
     """Return the direct effect of every source on every target's value.
 
@@ -123,8 +125,16 @@ def direct_effects(
     effect by the first head that reads what the source wrote; what passes none is the "bypass". It
     takes as much memory again for every head of the model, so choose targets for it.
 
-    Raises TypeError, ValueError or IndexError for what is none of these, MemoryError before
-    anything is computed if the blocks do not fit.
+    `resume`: a folder to which finished batches go, and from which they are read; a job that was
+    killed goes on with the same call, and gives the same bits. `memory`: bytes, or text such as
+    "4 GB", that may be taken besides the run; where the blocks do not fit they stay on disk (in
+    `resume`, or a temporary folder) and are read as they are looked at. The batches, and with them
+    all bits, are the same with and without; only a budget that a batch of 4096 vectors exceeds
+    makes them smaller, which can change last digits. `matrix()` and `table()` take the whole
+    result's memory.
+
+    Raises TypeError, ValueError or IndexError for what is none of these, ValueError for a folder
+    that holds anything else, MemoryError before anything is computed if the blocks do not fit.
 
     >>> from circuits import load
     >>> run = load("four-tasks").run("When Mary and John went to the store, John gave a drink to")
@@ -133,143 +143,53 @@ def direct_effects(
     >>> bool(abs(effects.sums[0] - target.value) < 1e-3)
     True
     """
-    if via not in (None, "head"):
-        raise ValueError(
-            f'direct_effects(via={via!r}): "head" for a split by the first head passed, or None.'
-        )
-    sublayers = run.sublayers
-    _refuse_uncovered(sublayers)
-    chosen = _nodes(run, sources, "sources")
-    if isinstance(targets, Target):
-        targets = [targets]
-    if _are_targets(targets):
-        table, groups = rows_of_targets(_of_run(run, targets))
-    else:
-        table, groups = rows_of_nodes(sublayers, _nodes(run, targets, "targets"))
-    passages = [layer.passage() for layer in sublayers]
-    columns = columns_of(run, chosen, passages, ahead=via is None)
-    rows = EffectRows(sublayers, columns, passages)
-    first = None
-    if via is not None:
-        first = FirstHeads(sublayers, columns, passages, run.weights.layers[0].heads.n_heads)
+    asked = asked_of(run, targets, sources, via)
+    plan = asked.plan(resume, memory)
+    rows, first, columns = asked.rows, asked.first, asked.columns
+    store = None
+    if plan.on_disk:
+        about = (asked.table, asked.groups)
+        manifest = manifest_of(run, about, columns.table, via, plan.batch_rows)
+        kept = resume is not None
+        store = EffectStore(Path(resume), manifest) if kept else EffectStore.temporary(manifest)
+    blocks: Any = []
+    for number, batch in enumerate(rows.batches(asked.groups)):
+        if store is not None and store.has(number):
+            continue
+        made = [
+            replace(block, split=None if first is None else first.split(some, block))
+            for some, block in rows.blocks(batch)
+        ]
+        if store is None:
+            blocks += made
+        else:
+            store.write(number, made)
+    if store is not None:
+        blocks = store.blocks(plan.batches, keep=resume is not None)
     ways = [] if first is None else first.names
-    _refuse_too_many(run, groups, rows, 1 + len(ways))
-    blocks = []
-    for some, block in rows.blocks(groups):
-        split = None if first is None else first.split(some, block)
-        blocks.append(replace(block, split=split))
-    return DirectEffects(table, columns.table, blocks, ways, columns.nodes)
+    return DirectEffects(asked.table, columns.table, blocks, ways, columns.nodes)
 
 
-def _refuse_uncovered(sublayers: Sequence[Sublayer]) -> None:
-    for layer in sublayers:
-        if layer.replaces:
-            raise ValueError(
-                f"direct_effects: the residual stream is read as features at stage {layer.reads_at}"
-                ", where every path ends and begins anew; that is not covered yet. Load the model "
-                'without residual=, or trace(..., edges="flow").'
-            )
-        if isinstance(layer, HeldHalves):
-            raise ValueError(
-                'direct_effects: with split="half" a neuron has two pre-activations, so its direct '
-                "effects are not one number. Load the model without split, or trace(..., "
-                'edges="flow").'
-            )
+@torch.no_grad()
+def plan_effects(
+    run: Run,
+    targets: Any = None,
+    sources: Any = None,
+    via: str | None = None,
+    *,
+    resume: str | Path | None = None,
+    memory: int | str | None = None,
+) -> EffectsPlan:
+    """Return what `direct_effects` with these arguments takes, without computing any.
 
+    Seconds are operations over the rate of matrix products, measured here and now (0.1 s). Raises
+    what `direct_effects` raises before it starts.
 
-def _are_targets(given: Any) -> bool:
-    is_list = isinstance(given, Sequence) and len(given) > 0
-    return is_list and all(isinstance(one, Target) for one in given)
-
-
-def _of_run(run: Run, targets: Sequence[Any]) -> list[Target]:
-    for target in targets:
-        if target.run is not run:
-            raise ValueError(
-                f"direct_effects: {target.label} belongs to another run. Make it from the run "
-                "that is given."
-            )
-    return list(targets)
-
-
-def _nodes(run: Run, given: Any, name: str) -> list[Int[Tensor, " _"]]:
-    """Node numbers of every sublayer, from what was asked for."""
-    sublayers = run.sublayers
-    if given is None:
-        return [torch.arange(_scalars(layer), device=layer.error.device) for layer in sublayers]
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise TypeError(
-            f"direct_effects({name}=...): got {type(given).__name__}. Give None for all active "
-            f"features, or a list with a mask, node numbers or None for each of the "
-            f"{len(sublayers)} sublayers" + _TARGETS_TOO[name]
-        )
-    if len(given) != len(sublayers):
-        ending = "y" if len(given) == 1 else "ies"
-        raise ValueError(
-            f"direct_effects({name}=...): {len(given)} entr{ending}; one for each of the "
-            f"{len(sublayers)} sublayers of run.sublayers is needed" + _TARGETS_TOO[name]
-        )
-    return [_chosen(layer, part, name) for layer, part in zip(sublayers, given, strict=True)]
-
-
-_TARGETS_TOO = {
-    "targets": ", or targets made by run.logit(...), run.feature(...) and the like, and no others.",
-    "sources": ".",
-}
-
-
-def _scalars(layer: Sublayer) -> int:
-    """How many nodes of a sublayer have a direct effect: the others are passed, and come last."""
-    return layer.n_active if isinstance(layer, HeldFeatures) else 0
-
-
-def _chosen(layer: Sublayer, given: Any, name: str) -> Int[Tensor, " chosen"]:
-    where = f"layer {layer.layer} ({layer.name})"
-    nodes = _as_tensor([] if given is None else given, layer.error.device)
-    if nodes is None or (nodes.is_floating_point() and len(nodes)) or nodes.is_complex():
-        raise TypeError(
-            f"direct_effects({name}=...): {given!r:.60} for {where}. Give a mask of True and "
-            "False, node numbers, or None for none."
-        )
-    if nodes.dtype == torch.bool:
-        if nodes.shape != (layer.n_nodes,):
-            raise ValueError(
-                f"direct_effects({name}=...): a mask of {len(nodes)} entries for {where}, which "
-                f"has {layer.n_nodes} nodes. Give one entry a node."
-            )
-        nodes = nodes.nonzero().flatten()
-    nodes = nodes.long().unique()
-    wrong = nodes[(nodes < 0) | (nodes >= layer.n_nodes)]
-    if len(wrong):
-        raise IndexError(
-            f"direct_effects({name}=...): {where} has no node {int(wrong[0])}; its nodes are "
-            f"numbered from 0 to {layer.n_nodes - 1}."
-        )
-    if len(nodes) and int(nodes[-1]) >= _scalars(layer):
-        raise ValueError(
-            f"direct_effects({name}=...): node {int(nodes[-1])} of {where} is a head or a skip. "
-            "Direct effects pass through these, so choose features, neurons or Lorsa heads; "
-            'edges of heads are flows: trace(..., edges="flow").'
-        )
-    return nodes
-
-
-def _as_tensor(given: Any, device: torch.device) -> Tensor | None:
-    try:
-        return torch.as_tensor(given, device=device).flatten()
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
-def _refuse_too_many(run: Run, groups: Sequence[Rows], rows: EffectRows, n_tables: int) -> None:
-    count = n_tables * sum(len(group) * rows.width(group) for group in groups)
-    needed = count * run.token_writes.element_size()
-    free = free_bytes(run.token_writes.device)
-    if needed > free:
-        n_rows = sum(len(group) for group in groups)
-        plural = "" if n_rows == 1 else "s"
-        raise MemoryError(
-            f"direct_effects(...): {count:,} effects on {n_rows:,} target{plural} take "
-            f"{size_text(needed)}, {size_text(free)} are free. Choose targets: about "
-            f"{int(0.9 * n_rows * free / needed):,} of them fit."
-        )
+    >>> from circuits import load
+    >>> run = load("four-tasks").run("When Mary and John went to the store, John gave a drink to")
+    >>> plan_effects(run, run.logit(" Mary")).rows
+    1
+    """
+    asked = asked_of(run, targets, sources, via)
+    seconds = asked.operations() / matmul_rate(run.token_writes)
+    return replace(asked.plan(resume, memory), seconds=seconds)

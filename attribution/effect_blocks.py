@@ -73,7 +73,7 @@ class EffectRows:
 
     def blocks(self, groups: Sequence[Rows]) -> Iterator[tuple[Rows, Block]]:
         """Yield every group of rows, or a part of one, with its block of effects."""
-        for batch in self._batches(groups):
+        for batch in self.batches(groups):
             reach = [self._reach(rows) for rows in batch]
             values = [
                 self.like.new_zeros(len(rows), seen.width)
@@ -88,8 +88,11 @@ class EffectRows:
         """Return how many columns rows see."""
         return self._reach(rows).width
 
-    def _batches(self, groups: Sequence[Rows]) -> Iterator[list[Rows]]:
-        """Groups of the same kind together, or parts of one, as many vectors as fit."""
+    def batches(self, groups: Sequence[Rows]) -> Iterator[list[Rows]]:
+        """Yield groups of the same kind together, or parts of one, as many vectors as fit.
+
+        A batch is one batch again.
+        """
         batch: list[Rows] = []
         size = 0
         for group in groups:

@@ -1,13 +1,18 @@
 """What a trace will cost, said before it starts: nodes, passes and bytes."""
 
+import math
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from replacement.held import Sublayer
 from replacement.run import Run
@@ -53,6 +58,39 @@ class Plan:
                 f"passes   {passes}",
                 f"memory   at most {size_text(self.bytes)} for {self.edges:,} edges; "
                 f"{size_text(self.free_bytes)} free on {self.device}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class EffectsPlan:
+    """What direct effects take (`attribution.direct_effects.plan_effects`)."""
+
+    rows: int
+    effects: int
+    """Entries of all blocks."""
+    bytes: int
+    """What the blocks take."""
+    batch_rows: int
+    """So many vectors are carried at once."""
+    batches: int
+    working_bytes: int
+    """About what is taken besides, in memory."""
+    on_disk: bool
+    free_bytes: int
+    place: str
+    """Where the blocks go: a device, or a folder."""
+    seconds: float | None = None
+    """A lower bound: the operations at the rate of this machine's matrix products."""
+
+    def __str__(self) -> str:
+        seconds = "" if self.seconds is None else f"; at least {self.seconds:.2g} s"
+        return "\n".join(
+            [
+                f"effects  {self.effects:,} on {self.rows:,} targets, in {self.batches:,} batches"
+                f"{seconds}",
+                f"memory   {size_text(self.bytes)} for the effects; {size_text(self.free_bytes)} "
+                f"free on {self.place}; at work {size_text(self.working_bytes)}",
             ]
         )
 
@@ -109,6 +147,11 @@ def check_request(target: Any, max_nodes: Any) -> None:
             'one from run = model.run(prompt): run.logit(" Mary"), run.feature(...), '
             "run.attention_score(...) or run.direction(...)."
         )
+    check_bound(max_nodes)
+
+
+def check_bound(max_nodes: Any) -> None:
+    """Raise ValueError for a bound on nodes that makes no sense."""
     is_number = isinstance(max_nodes, int) and not isinstance(max_nodes, bool)
     if max_nodes is not None and (not is_number or max_nodes < 1):
         raise ValueError(f"max_nodes={max_nodes!r}: a whole number from 1 up, or None.")
@@ -180,6 +223,48 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return what is free on the disk of a folder, which need not be there yet."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    return shutil.disk_usage(there).free
+
+
+def matmul_rate(like: Tensor) -> float:
+    """Return the operations a second of matrix products as wide as `like`, measured in 0.1 s."""
+    width = like.shape[-1]
+    timer = Timer(
+        "torch.mm(rows, weight, out=into)",
+        globals={
+            "torch": torch,
+            "rows": like.new_ones(1024, width),
+            "weight": like.new_ones(width, width),
+            "into": like.new_empty(1024, width),
+        },
+        num_threads=torch.get_num_threads(),
+    )
+    return 2 * 1024 * width**2 / timer.blocked_autorange(min_run_time=0.05).median
+
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def bytes_of(call: str, memory: Any) -> int:
+    """Return a budget as a number of bytes; ValueError, naming the call, for what is none.
+
+    >>> bytes_of("direct_effects", "1.5 GB")
+    1500000000
+    """
+    is_number = isinstance(memory, int | float) and not isinstance(memory, bool)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?B)\s*", str(memory))
+    count = memory if is_number else float(found[1]) * UNITS[found[2]] if found else 0
+    if not 1 <= count < math.inf:
+        raise ValueError(
+            f'{call}(memory={memory!r}): a number of bytes, or text such as "4 GB" (units: '
+            f"{', '.join(UNITS)})."
+        )
+    return int(count)
 
 
 def size_text(count: int) -> str:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from circuits.circuit import Circuit
+    from circuits.many import Traced
     from circuits.testing import KnockOuts, Patches
     from replacement.model import ReplacementModel
     from replacement.target import Target
@@ -60,6 +61,12 @@ Residual = Annotated[
         help='What the residual stream is read as: "stream" (itself), or a folder of SAEs.'
     ),
 ]
+Edges = Annotated[
+    str,
+    typer.Option(
+        help='"flow": what moved along the stream; "direct": effects through heads; or "both".'
+    ),
+]
 Threshold = Annotated[float, typer.Option(help="Share of the target a node must contribute.")]
 MaxNodes = Annotated[int | None, typer.Option(help="Keep at most so many nodes.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: cuda where there is one.")]
@@ -94,7 +101,7 @@ def demo(
             raise ValueError(f"-o {output}: is a file; give a folder, which is made if needed.")
         model = load("four-tasks")
         target = _target(model, example["prompt"], example["explain"], example["minus"])
-        circuit = _trace_and_print(target, 0.005, None)
+        circuit = _trace_and_print(target)
         pruned = circuit.prune(0.8)
         result = circuit.test()
         typer.echo(f"\n{result}\n")
@@ -110,8 +117,12 @@ def demo(
 @app.command()
 def trace(
     model: Model,
-    prompt: Prompt,
-    explain: Explain,
+    prompt: Annotated[
+        str, typer.Argument(help="The text whose next token is explained; or a .jsonl file.")
+    ],
+    explain: Annotated[
+        str | None, typer.Option(help='The token explained, for instance " Mary".')
+    ] = None,
     minus: Minus = None,
     against: Against = None,
     mlp: Mlp = None,
@@ -119,6 +130,7 @@ def trace(
     residual: Residual = None,
     threshold: Threshold = 0.005,
     max_nodes: MaxNodes = None,
+    edges: Edges = "flow",
     device: Device = None,
     dtype: Dtype = None,
     test: Annotated[
@@ -128,19 +140,36 @@ def trace(
 ) -> None:
     """Trace one prediction and print what made it so.
 
+    Many: circuits trace MODEL prompts.jsonl -o FOLDER; a line of the file holds prompt, explain and
+    perhaps minus. What is finished is kept; under torchrun all processes share the lines.
+
     Example: circuits trace four-tasks "When Mary and John went to the store, John gave a drink to"
     --explain " Mary" --minus " John" -o ioi.circuit -o ioi.svg
     """
     from circuits import load
+    from circuits.tracer import check_rule
 
+    layers = {"mlp": mlp, "attention": attention, "residual": residual, "dtype": dtype}
+    options = {"threshold": threshold, "max_nodes": max_nodes, "edges": edges}
     with _explained_errors():
+        check_rule(threshold, "absolute", edges)
+    if prompt.endswith(".jsonl"):
+        from circuits.many import trace_file
+
+        given = {"--explain": explain, "--minus": minus, "--against": against}
+        given["--test"] = test or None
+        with _explained_errors():
+            traced = trace_file(model, Path(prompt), output, given, device, layers, options)
+        _tell(traced)
+        return
+    with _explained_errors():
+        if explain is None:
+            raise ValueError("Missing option '--explain': the token explained, such as \" Mary\".")
         for path in output or []:
             _check_output(path)
-        loaded = load(
-            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
-        )
+        loaded = load(model, device=device, **layers)
         target = _target(loaded, prompt, explain, minus)
-        circuit = _trace_and_print(_compared(target, against), threshold, max_nodes)
+        circuit = _trace_and_print(_compared(target, against), **options)
         result = circuit.test() if test else None
         if result is not None:
             typer.echo(f"\n{result}")
@@ -293,9 +322,9 @@ def _example(task: str) -> dict[str, str]:
 
 
 def _target(model: "ReplacementModel", prompt: str, explain: str, minus: str | None) -> "Target":
-    run = model.run(prompt)
-    logit = run.logit(explain)
-    return logit.centered() if minus is None else logit - run.logit(minus)
+    from circuits.many import target_of
+
+    return target_of(model.run(prompt), explain, minus)
 
 
 def _compared(target: "Target", against: str | None) -> "Target":
@@ -305,14 +334,25 @@ def _compared(target: "Target", against: str | None) -> "Target":
     return target if against is None else contrasted(target, against)
 
 
-def _trace_and_print(target: "Target", threshold: float, max_nodes: int | None) -> "Circuit":
+def _tell(traced: "Traced") -> None:
+    """What came of a file of prompts; exit 1 where a line failed or a sum does not close."""
+    if traced.rank:
+        return
+    typer.echo(str(traced))
+    for problem in traced.problems:
+        typer.echo(f"circuits: {problem}", err=True)
+    if traced.problems:
+        raise typer.Exit(1)
+
+
+def _trace_and_print(target: "Target", max_nodes: int | None = None, **options: Any) -> "Circuit":
     """Print the plan before the work, then the circuit."""
     import circuits
 
     typer.echo(f"model    {target.run.model}")
     typer.echo(f"target   {target.label} = {target.value:.4f}")
     typer.echo(f"{circuits.plan(target, max_nodes)}\n")
-    circuit = circuits.trace(target, threshold, max_nodes=max_nodes)
+    circuit = circuits.trace(target, max_nodes=max_nodes, **options)
     typer.echo(str(circuit))
     return circuit
 

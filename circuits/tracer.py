@@ -85,9 +85,9 @@ def trace(
     True
     """
     check_request(target, max_nodes)
-    _check_rule(threshold, gate, edges)
+    check_rule(threshold, gate, edges)
     contract = edges == "direct"
-    if against is not None and edges != "flow":
+    if (against is not None or isinstance(target.run, RunPair)) and edges != "flow":
         raise ValueError(
             f"trace(against=..., edges={edges!r}): direct effects are of one run, what is held; "
             "a contrast has flows alone. Leave edges out, or against."
@@ -116,7 +116,8 @@ def trace(
     return Circuit.of_trace(graph, run)
 
 
-def _check_rule(threshold: Any, gate: Any, edges: Any) -> None:
+def check_rule(threshold: Any, gate: Any, edges: Any) -> None:
+    """Raise ValueError for a threshold, gate or kind of edges that makes no sense."""
     if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise ValueError(
             f"trace(threshold={threshold!r}): a share of the target's value is needed, 0 (keep "

@@ -8,7 +8,7 @@ from typing import Any
 import jaxtyping
 import pytest
 
-from attribution import direct_effects as module
+from attribution import effect_request as module
 from attribution.direct_effects import direct_effects
 from tests.samples import Case, random_run
 

@@ -138,6 +138,8 @@ def test_a_single_token_is_explained_against_the_mean(model: str) -> None:
         (("--attention", "heads"), "layers", {"mlp": "transcoders", "attention": "heads"}),
         (("--dtype", "float64"), "dtype", "float64"),
         (("--device", "cpu"), "dtype", "float32"),
+        (("--edges", "direct"), "edges", "direct"),
+        (("--edges", "both"), "edges", "both"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
 )

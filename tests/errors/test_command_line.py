@@ -25,6 +25,19 @@ def trace(folder: Path, model: str, *options: str) -> None:
     command(folder, "trace", model, PROMPT, "--explain", " Mary", *options)
 
 
+def many(folder: Path, text: str, *options: str) -> None:
+    """Trace a file of prompts."""
+    command(folder, "trace", "four-tasks", str(made_file(folder / "a.jsonl", text)), *options)
+
+
+LINE = '{"prompt": "Mary went", "explain": " to"}'
+
+
+def made_bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
 COMMANDS = [
     Mistake(
         "trace a misspelt model",
@@ -61,6 +74,74 @@ COMMANDS = [
         lambda folder: trace(folder, "four-tasks", "--against", "Mary gave a drink to"),
         Refused,
         ("circuits: against=: a run of 6 tokens", "of the same length"),
+    ),
+    Mistake(
+        "trace nothing of a prompt",
+        lambda folder: command(folder, "trace", "four-tasks", PROMPT),
+        Refused,
+        ("Missing option '--explain'", '" Mary"'),
+    ),
+    Mistake(
+        "trace with unknown edges",
+        lambda folder: trace(folder, "four-tasks", "--edges", "some"),
+        Refused,
+        ("edges='some'", '"flow", "direct" or "both"'),
+    ),
+    Mistake(
+        "trace a file of prompts that is not there",
+        lambda folder: command(folder, "trace", "four-tasks", str(folder / "none.jsonl")),
+        Refused,
+        ("none.jsonl: no such file", 'A line is for instance {"prompt"'),
+    ),
+    Mistake(
+        "trace an empty file of prompts",
+        lambda folder: many(folder, "\n"),
+        Refused,
+        ("holds no prompts", "A line is for instance"),
+    ),
+    Mistake(
+        "trace a file that is no text",
+        lambda folder: command(
+            folder, "trace", "four-tasks", str(made_bytes(folder / "a.jsonl", b"\xff\xfe"))
+        ),
+        Refused,
+        ("not UTF-8 text", "A line is for instance"),
+    ),
+    Mistake(
+        "trace a file of prompts to nowhere",
+        lambda folder: many(folder, LINE),
+        Refused,
+        ("many circuits are written", "-o FOLDER"),
+    ),
+    Mistake(
+        "trace a file of prompts to two folders",
+        lambda folder: many(folder, LINE, "-o", str(folder / "one"), "-o", str(folder / "two")),
+        Refused,
+        ("Give one folder", "-o FOLDER"),
+    ),
+    Mistake(
+        "trace a file of prompts into a file",
+        lambda folder: many(folder, LINE, "-o", str(folder / "a.jsonl")),
+        Refused,
+        ("a.jsonl: is a file", "give a folder"),
+    ),
+    Mistake(
+        "trace a file of prompts with one answer",
+        lambda folder: many(folder, LINE, "--explain", " Mary", "-o", str(folder / "out")),
+        Refused,
+        ("--explain: is for one prompt", "says for every line", "A line is for instance"),
+    ),
+    Mistake(
+        "trace a file of prompts with a wrong threshold",
+        lambda folder: many(folder, LINE, "--threshold", "-1", "-o", str(folder / "out")),
+        Refused,
+        ("threshold=-1.0", "the default is 0.005"),
+    ),
+    Mistake(
+        "trace a file of prompts with a wrong bound",
+        lambda folder: many(folder, LINE, "--max-nodes", "0", "-o", str(folder / "out")),
+        Refused,
+        ("max_nodes=0", "whole number from 1"),
     ),
     Mistake(
         "show a file that is not there",
