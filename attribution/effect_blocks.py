@@ -1,14 +1,17 @@
 """Blocks of direct effects: cotangents carried down through heads and skips to all that wrote.
 
 `effect[n, s] = read_n · J · write_s · a_s`. Rows go down the stages in batches; at each stage they
-are multiplied with what was written there, position by position, and then pass the sublayer below
-by its heads or its skip alone. Nothing is computed above a row's stage or behind its position. As
-long as a batch lies at its own position only it is one vector a row, and the first heads it passes
-are taken head by head; after them it is a table over positions.
+are multiplied with what was written there, all rows of a position at once, and then pass the
+sublayer below by its heads or its skip alone. Nothing is computed above a row's stage or behind its
+position. As long as a batch lies at its own positions only it is one vector a row, and the first
+heads it passes are taken head by head; after them it is a table over positions.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +23,27 @@ from replacement.held import Cone, Passage, Scratch, Sublayer
 
 BATCH_ROWS = 4096
 """Vectors carried at once: enough for a matrix product to run at full speed."""
+BATCH_EFFECTS = 2**23
+"""Effects computed at once: they are copied to blocks from a table that has all columns below."""
+
+
+PRECISIONS = ("float32", "bf16")
+
+
+@contextlib.contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Inside the block a processor multiplies float32 matrices in a precision of `PRECISIONS`.
+
+    "bf16": factors are rounded to bfloat16, sums are not, where the processor has units for that.
+    It is for large products: small ones of many shapes are slower so than in float32.
+    """
+    settings: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    before = settings.fp32_precision
+    settings.fp32_precision = {"float32": "ieee", "bf16": "bf16"}[precision]
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,29 +57,6 @@ class Block:
     """The same by the first head passed, where that was asked for."""
 
 
-class _Reach:
-    """Which columns one group of rows can see, and where in its block they are."""
-
-    def __init__(self, rows: Rows, columns: Columns, below: int) -> None:
-        """`below`: the stage under which rows see all positions of their cone."""
-        self.offset: dict[int, int] = {}
-        parts, self.width = [], 0
-        for part in range(ENTERING, rows.stage):
-            first = rows.n_pos - 1 if part + 1 >= below else 0
-            seen = columns.within(part, first, rows.n_pos)
-            self.offset[part] = self.width - seen.start
-            self.width += seen.stop - seen.start
-            parts.append(torch.arange(seen.start, seen.stop))
-        own = len(columns.pos) - 1
-        self.column = torch.cat([*parts, torch.tensor([own])])
-        self.width += 1
-
-    def place(self, part: int, columns: slice) -> slice:
-        """Return where columns of a part are in the block."""
-        offset = self.offset[part]
-        return slice(columns.start + offset, columns.stop + offset)
-
-
 class EffectRows:
     """Carries rows down a held run and yields their effects, block by block."""
 
@@ -65,7 +66,9 @@ class EffectRows:
         columns: Columns,
         passages: Sequence[Passage | None],
         batch_rows: int = BATCH_ROWS,
+        precision: str = "float32",
     ) -> None:
+        self.precision = precision
         self.columns, self.passages, self.batch_rows = columns, passages, batch_rows
         self.reads_at = [layer.reads_at for layer in sublayers]
         self.like = sublayers[0].error
@@ -74,41 +77,50 @@ class EffectRows:
     def blocks(self, groups: Sequence[Rows]) -> Iterator[tuple[Rows, Block]]:
         """Yield every group of rows, or a part of one, with its block of effects."""
         for batch in self.batches(groups):
-            reach = [self._reach(rows) for rows in batch]
-            values = [
-                self.like.new_zeros(len(rows), seen.width)
-                for rows, seen in zip(batch, reach, strict=True)
-            ]
-            self._carry(batch, reach, values)
-            for rows, seen, value in zip(batch, reach, values, strict=True):
-                value[:, -1] = rows.constant
-                yield rows, Block(rows.row, seen.column, value)
+            effects = self._carry(batch)
+            for rows, found in zip(
+                batch, effects.split([len(rows) for rows in batch]), strict=True
+            ):
+                seen = self._seen(rows)
+                values = found.new_empty(
+                    len(rows), 1 + sum(part.stop - part.start for part in seen)
+                )
+                torch.cat([found[:, part] for part in seen], dim=1, out=values[:, :-1])
+                values[:, -1] = rows.constant
+                yield rows, Block(rows.row, self._numbers(seen), values)
 
     def width(self, rows: Rows) -> int:
         """Return how many columns rows see."""
-        return self._reach(rows).width
+        return 1 + sum(part.stop - part.start for part in self._seen(rows))
 
     def batches(self, groups: Sequence[Rows]) -> Iterator[list[Rows]]:
-        """Yield groups of the same kind together, or parts of one, as many vectors as fit.
-
-        A batch is one batch again.
-        """
+        """Yield groups of the same kind together, or parts of one, as many vectors as fit; the
+        latest first. A batch is one batch again."""
         batch: list[Rows] = []
-        size = 0
+        size = count = 0
         for group in groups:
-            for rows in group.split(max(1, self.batch_rows // group.n_pos)):
-                added = len(rows) * rows.n_pos
-                fits = size + added <= self.batch_rows and rows.local
+            most = max(1, BATCH_EFFECTS // self._below(group.stage))
+            for rows in group.split(max(1, min(most, self.batch_rows // group.n_pos))):
+                size, count = size + len(rows) * rows.n_pos, count + len(rows)
+                fits = size <= self.batch_rows and count <= most and rows.local
                 if batch and not (fits and batch[0].local and batch[0].stage == rows.stage):
-                    yield batch
-                    batch, size = [], 0
+                    yield sorted(batch, key=lambda one: -one.n_pos)
+                    batch, size, count = [], len(rows) * rows.n_pos, len(rows)
                 batch.append(rows)
-                size += added
         if batch:
-            yield batch
+            yield sorted(batch, key=lambda one: -one.n_pos)
 
-    def _reach(self, rows: Rows) -> _Reach:
-        """A local row sees other positions under the first sublayer that spreads it."""
+    def _below(self, stage: int) -> int:
+        """How many columns are of parts that a stage can see: they come first."""
+        return self.columns.within(stage - 1, 0, len(self.like)).stop
+
+    def _numbers(self, seen: list[slice]) -> Int[Tensor, " column"]:
+        own = torch.tensor([len(self.columns.pos) - 1])
+        return torch.cat([*(torch.arange(part.start, part.stop) for part in seen), own])
+
+    def _seen(self, rows: Rows) -> list[slice]:
+        """The columns of every part below: a local row sees other positions under the first
+        sublayer that spreads it."""
         below = rows.stage + 1
         if rows.local:
             spreading = [
@@ -117,22 +129,26 @@ class EffectRows:
                 if passage is not None and passage.spreads
             ]
             below = max(spreading, default=-1)
-        return _Reach(rows, self.columns, below)
+        return [
+            self.columns.within(part, rows.n_pos - 1 if part + 1 >= below else 0, rows.n_pos)
+            for part in range(ENTERING, rows.stage)
+        ]
 
-    def _carry(self, batch: list[Rows], reach: list[_Reach], values: list[Tensor]) -> None:
+    def _carry(self, batch: list[Rows]) -> Float[Tensor, "row column"]:
         """Go down the stages with a batch: rows of one stage, local, or one group."""
-        carried = _Carried(batch, self.scratch)
-        for stage in range(batch[0].stage, -1, -1):
+        carried, last = _Carried(batch, self.scratch), batch[0].stage
+        n_rows = sum(len(rows) for rows in batch)
+        effects = self.scratch.take("effects", n_rows, self._below(last)).zero_()
+        for stage in range(last, -1, -1):
             carried.enter(stage)
-            for number, (gradient, first) in enumerate(carried.tables()):
-                for pos in range(first, batch[number].n_pos):
-                    for part, columns, vectors in self.columns.writes[stage][pos]:
-                        into = values[number][:, reach[number].place(part, columns)]
-                        into.addmm_(gradient[:, pos - first], vectors.T)
+            for pos, targets, gradient in carried.by_position():
+                for _, columns, vectors in self.columns.writes[stage][pos]:
+                    effects[targets, columns].addmm_(gradient, vectors.T)
             passage = self.passages[stage - 1] if stage else None
             seen_ahead = stage == 1 and self.columns.seen_ahead
             if passage is not None and not seen_ahead:
-                carried.past(passage, stage, self.reads_at[stage - 1])
+                carried.past(passage, stage, self.reads_at[stage - 1], self.precision)
+        return effects
 
 
 class _Carried:
@@ -159,14 +175,29 @@ class _Carried:
         parts = zip(table.split(sizes), self.cones, strict=True)
         return [part.view(cone.n_targets, cone.n_pos, -1) for part, cone in parts]
 
-    def tables(self) -> Iterator[tuple[Float[Tensor, "target pos d_model"], int]]:
-        """Yield every group's cotangents, and the position that they begin at."""
+    def by_position(self) -> Iterator[tuple[int, slice, Float[Tensor, "target d_model"]]]:
+        """Yield every position that has cotangents, of which targets, and these.
+
+        The cones that reach furthest come first, so that those with a position are the first ones.
+        """
         if self.local:
-            sizes = [n_targets for n_targets, _ in self.cones]
-            parts = zip(self.gradient.split(sizes), self.cones, strict=True)
-            yield from ((part[:, None], cone.n_pos - 1) for part, cone in parts)
-        else:
-            yield from ((view, 0) for view in self._views(self.gradient))
+            end = 0
+            for n_targets, n_pos in self.cones:
+                start, end = end, end + n_targets
+                yield n_pos - 1, slice(start, end), self.gradient[start:end]
+            return
+        for pos in range(self.cones[0].n_pos):
+            count = sum(n_targets for n_targets, n_pos in self.cones if n_pos > pos)
+            here = self.scratch.take("here", count, self.gradient.shape[-1])
+            torch.index_select(self.gradient, 0, self._first_rows[:count] + pos, out=here)
+            yield pos, slice(0, count), here
+
+    @cached_property
+    def _first_rows(self) -> Int[Tensor, " target"]:
+        """Of every target: its first row in a table over positions."""
+        sizes = [n_pos for n_targets, n_pos in self.cones for _ in range(n_targets)]
+        ends = torch.tensor(sizes, device=self.gradient.device).cumsum(0)
+        return ends - ends.new_tensor(sizes)
 
     def enter(self, stage: int) -> None:
         """Add what joins at a stage."""
@@ -176,7 +207,7 @@ class _Carried:
             (view,) = self._views(self.gradient)
             view += self.batch[0].spread(stage)
 
-    def past(self, passage: Passage, stage: int, reads_at: int) -> None:
+    def past(self, passage: Passage, stage: int, reads_at: int, precision: str) -> None:
         """Carry past the sublayer that writes at `stage`, through what it lets pass."""
         before = self.gradient
         if self.local and passage.spreads:
@@ -188,7 +219,8 @@ class _Carried:
         if before is not self.gradient or self.local:
             passage.first(before, self.cones, onto)
         else:
-            passage.back(before, self.cones, onto, self.scratch)
+            with products_in(precision):
+                passage.back(before, self.cones, onto, self.scratch)
 
     def _spread(self) -> None:
         """From one vector a row to a table over positions."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attribution.effect_blocks import EffectRows
+from attribution.effect_blocks import PRECISIONS, EffectRows
 from attribution.effect_sources import Columns, columns_of
 from attribution.effect_targets import Rows, rows_of_nodes, rows_of_targets
 from attribution.first_heads import FirstHeads
@@ -140,11 +140,17 @@ class Asked:
         return total * self.n_tables
 
 
-def asked_of(run: Run, targets: Any, sources: Any, via: str | None) -> Asked:
+def asked_of(
+    run: Run, targets: Any, sources: Any, via: str | None, precision: str = "float32"
+) -> Asked:
     """Raise TypeError, ValueError or IndexError for what cannot be asked."""
     if via not in (None, "head"):
         raise ValueError(
             f'direct_effects(via={via!r}): "head" for a split by the first head passed, or None.'
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"direct_effects(precision={precision!r}): choose one of {', '.join(PRECISIONS)}."
         )
     sublayers = run.sublayers
     _refuse_uncovered(sublayers)
@@ -157,7 +163,7 @@ def asked_of(run: Run, targets: Any, sources: Any, via: str | None) -> Asked:
         table, groups = rows_of_nodes(sublayers, _nodes(run, targets, "targets"))
     passages = [layer.passage() for layer in sublayers]
     columns = columns_of(run, chosen, passages, ahead=via is None)
-    rows = EffectRows(sublayers, columns, passages)
+    rows = EffectRows(sublayers, columns, passages, precision=precision)
     first = None
     if via is not None:
         first = FirstHeads(sublayers, columns, passages, run.weights.layers[0].heads.n_heads)

@@ -121,16 +121,16 @@ def manifest_of(
     run: Run,
     targets: tuple[pd.DataFrame, Sequence[Rows]],
     sources: pd.DataFrame,
-    via: str | None,
+    how: tuple[str | None, str],
     batch_rows: int,
 ) -> dict[str, Any]:
     """Return what says which effects these are, and in which batches: by content, not by name."""
     table, groups = targets
     reads = hashlib.sha256(_bytes(table))
     for rows in groups:
-        for stage, reads in sorted(rows.seeds.items()):
+        for stage, seed in sorted(rows.seeds.items()):
             reads.update(f"{stage} {rows.n_pos}".encode())
-            for part in (rows.constant, reads.vector, reads.factor):
+            for part in (rows.constant, seed.vector, seed.factor):
                 reads.update(part.cpu().contiguous().numpy().data)
     about = [run.model.name, run.model.read_as, run.errors, str(run.logits.dtype)]
     held = hashlib.sha256(json.dumps([about, run.token_ids.tolist()]).encode())
@@ -142,7 +142,8 @@ def manifest_of(
         "run": held.hexdigest(),
         "targets": reads.hexdigest(),
         "sources": hashlib.sha256(_bytes(sources)).hexdigest(),
-        "via": via,
+        "via": how[0],
+        "precision": how[1],
         "batch_rows": batch_rows,
     }
 

@@ -156,8 +156,8 @@ def trace(
     if prompt.endswith(".jsonl"):
         from circuits.many import trace_file
 
-        given = {"--explain": explain, "--minus": minus, "--against": against}
-        given["--test"] = test or None
+        words = {"--explain": explain, "--minus": minus, "--against": against}
+        given = {**words, "--test": test or None}
         with _explained_errors():
             traced = trace_file(model, Path(prompt), output, given, device, layers, options)
         _tell(traced)

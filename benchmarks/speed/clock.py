@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 Part = Callable[[], object]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,21 @@ def clocked(part: Part) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     part()
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def clocked_with_memory(part: Callable[[], Result]) -> tuple[Result, float, float, float | None]:
+    """Return a call's result, its wall-clock and processor seconds, and the megabytes that it added
+    to resident memory at its peak: None where the system does not keep a peak that can be reset.
+    """
+    _return_freed_memory()
+    resets = Path("/proc/self/clear_refs")
+    if resets.exists():
+        resets.write_text("5")
+    before, wall, cpu = memory_mb("VmRSS"), time.perf_counter(), time.process_time()
+    result = part()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    grown = round(memory_mb("VmHWM") - before, 1) if resets.exists() else None
+    return result, round(wall, 3), round(cpu, 3), grown
 
 
 def timings(parts: dict[str, Part], forward: Part, repeat: int) -> dict[str, Timing]:

@@ -18,7 +18,8 @@ import torch
 import typer
 from torch import Tensor
 
-from attribution.direct_effects import direct_effects
+from attribution.direct_effects import DirectEffects, direct_effects
+from attribution.effect_blocks import PRECISIONS
 from benchmarks.four_tasks.folder import write_json
 from benchmarks.speed.cases import Shape, random_ids, random_model
 from benchmarks.speed.clock import clocked, memory_growth
@@ -68,14 +69,38 @@ def operations(run: Run, chosen: list[Tensor]) -> int:
     return per_place * sum(cones)
 
 
-def measure(shape: Shape, count: int | None, repeat: int) -> dict[str, Any]:
+TOP = 1000
+"""How many of the strongest effects are compared between precisions."""
+
+
+def agreement(found: DirectEffects, exact: DirectEffects) -> dict[str, float]:
+    """Return the largest difference, as a share of its row's largest effect, and the share of the
+    strongest effects between nodes that are among the strongest of both."""
+    largest, top = 0.0, []
+    for one, other in zip(found.blocks, exact.blocks, strict=True):
+        off = (one.values - other.values).abs().amax(1) / other.values.abs().amax(1)
+        largest = max(largest, float(off.max()))
+    for effects in (found, exact):
+        matrix = effects.matrix()[:, torch.cat(effects.nodes).numpy()].tocoo()
+        strongest = torch.from_numpy(abs(matrix.data)).topk(min(TOP, matrix.nnz)).indices.numpy()
+        target, source = matrix.coords
+        top.append(set(zip(target[strongest].tolist(), source[strongest].tolist(), strict=True)))
+    share = len(top[0] & top[1]) / max(1, len(top[1]))
+    return {"largest difference": _digits(largest), f"of the top {TOP} in both": round(share, 4)}
+
+
+def measure(shape: Shape, count: int | None, repeat: int, precision: str) -> dict[str, Any]:
     """Return what the direct effects on so many targets (None: all) of one prompt cost."""
     model = ReplacementModel(random_model(shape), None, relu_transcoders(shape))
     run = model.run(random_ids(shape))
     chosen = chosen_targets(run, count)
-    grown = memory_growth(lambda: direct_effects(run, chosen))
+
+    def effects() -> DirectEffects:
+        return direct_effects(run, chosen, precision=precision)
+
+    grown = memory_growth(effects)
     before = matmul_rates()
-    times = [clocked(lambda: direct_effects(run, chosen)) for _ in range(repeat)]
+    times = [clocked(effects) for _ in range(repeat)]
     wall, cpu = (min(column) for column in zip(*times, strict=True))
     by_clock, by_processor = map(max, before, matmul_rates())
     work = operations(run, chosen)
@@ -92,6 +117,7 @@ def measure(shape: Shape, count: int | None, repeat: int) -> dict[str, Any]:
         "share by the clock": _digits(work / wall / by_clock),
         "share by CPU time": _digits(work / cpu / by_processor),
         "memory growth, MB": grown,
+        **(agreement(effects(), direct_effects(run, chosen)) if precision == "bf16" else {}),
     }
 
 
@@ -105,6 +131,7 @@ def main(
     targets: Annotated[int | None, typer.Option(help="so many, not all features")] = None,
     repeat: Annotated[int, typer.Option(help="how often each is timed")] = 1,
     threads: Annotated[int | None, typer.Option(help="torch's threads")] = None,
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "float32",
     output: Annotated[Path | None, typer.Option("-o", help="JSON file to keep")] = None,
 ) -> None:
     """Time direct effects between all features of GPT-2 small's shape."""
@@ -114,14 +141,14 @@ def main(
     command = "python -m benchmarks.speed.direct"
     command += "".join(f" --tokens {length}" for length in lengths)
     command += "" if targets is None else f" --targets {targets}"
-    command += f" --repeat {repeat} --threads {torch.get_num_threads()}"
+    command += f" --repeat {repeat} --threads {torch.get_num_threads()} --precision {precision}"
     if output is not None:
         command += f" -o benchmarks/results/{output.name}"
     machine, shape = machine_facts(), Shape(features=2048, active=20)
     typer.echo(", ".join(f"{name} {fact}" for name, fact in machine.items()))
     rows = []
     for length in lengths:
-        rows.append(measure(replace(shape, tokens=length), targets, repeat))
+        rows.append(measure(replace(shape, tokens=length), targets, repeat, precision))
         typer.echo(", ".join(f"{name} {number}" for name, number in rows[-1].items()))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,12 @@ MISTAKES = [
         ("via='layer'", '"head"', "None"),
     ),
     Mistake(
+        "an unknown precision",
+        lambda: direct_effects(SKIPS, None, precision="fp8"),
+        ValueError,
+        ("precision='fp8'", "float32, bf16"),
+    ),
+    Mistake(
         "a way that is none",
         lambda: direct_effects(SKIPS, SKIPS.logit(1), via="head").matrix("L9.h0"),
         ValueError,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attribution import effect_sources
+from attribution import effect_blocks, effect_sources
 from attribution.direct_effects import DirectEffects, direct_effects
 from attribution.effect_blocks import EffectRows
 from attribution.effect_sources import columns_of
@@ -297,6 +297,15 @@ def test_batches_and_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
             for _, block in rows.blocks(groups):
                 found[np.ix_(block.row, block.column)] = block.values
             assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+        monkeypatch.setattr(effect_blocks, "BATCH_EFFECTS", 1)
+        rows = EffectRows(run.sublayers, columns_of(run, every, passages), passages)
+        blocks = [block for _, block in rows.blocks(groups)]
+        assert all(len(block.row) == 1 for block in blocks)
+        found = np.zeros_like(expected)
+        for block in blocks:
+            found[np.ix_(block.row, block.column)] = block.values
+        assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+        monkeypatch.undo()
     monkeypatch.setattr(effect_sources, "IMAGE_BYTES", 0)
     assert not columns_of(run, every, passages).seen_ahead
 
@@ -414,3 +423,18 @@ def test_table_has_what_the_matrix_has() -> None:
     expected = whole.set_index(["target", "source"])["effect"]
     joined = expected.sub(summed, fill_value=0).abs()
     assert joined.max() <= 1e-12
+
+
+def test_bf16_is_for_the_products_alone_and_close() -> None:
+    """torch's setting is as before after the block, and after an error in it."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    with pytest.raises(KeyError), effect_blocks.products_in("bf16"):
+        assert settings.fp32_precision == "bf16"
+        raise KeyError
+    run = random_run(SKIPS, torch.float32)
+    rounded, exact = (
+        direct_effects(run, precision=name).matrix().toarray() for name in ("bf16", "float32")
+    )
+    assert settings.fp32_precision == before
+    assert np.abs(rounded - exact).max() <= 0.02 * np.abs(exact).max()
