@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from circuits.catalogue import BUNDLED, bundled_folder
 from circuits.reading import ModelFacts
 from replacement.families import family_of
+from replacement.precision import Narrow, kept_type
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
@@ -61,7 +62,10 @@ def opened(model: Any, device: str | None, dtype: str | None) -> Opened:
 
 def _dtype(dtype: str | None, model: Any) -> torch.dtype:
     if dtype is None:
-        own = next(iter(model.parameters())).dtype if isinstance(model, nn.Module) else None
+        first = next(iter(model.parameters())) if isinstance(model, nn.Module) else None
+        if isinstance(first, Narrow):
+            return kept_type(first)
+        own = None if first is None else first.dtype
         return torch.float64 if own == torch.float64 else torch.float32
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:

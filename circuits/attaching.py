@@ -23,9 +23,10 @@ def run_of_circuit(graph: Graph, model: Any) -> Run | RunPair:
     the node table's `ungated` attributions as they were saved.
     """
     meta = graph.meta
+    dtype = "" if graph.kept_in == "float32" else f", loaded with dtype={graph.kept_in!r}"
     origin = (
-        f"This circuit is of {meta.get('model')!r} with layers {meta.get('layers')}. Attach the "
-        "model, layers and weights it was traced with."
+        f"This circuit is of {meta.get('model')!r} with layers {meta.get('layers')}{dtype}. Attach "
+        "the model, layers and weights it was traced with."
     )
     if not hasattr(model, "run") or not hasattr(model, "read_as"):
         raise TypeError(

@@ -169,8 +169,10 @@ class Circuit:
     def _attached(self, method: str) -> Any:
         """The run, or an error that says how to get one."""
         if self.run is None:
-            read_as = self.meta.get("layers", {}).items()
-            layers = "".join(f", {part}={what!r}" for part, what in read_as)
+            given = dict(self.meta.get("layers", {}))
+            if self.data.kept_in != "float32":
+                given["dtype"] = self.data.kept_in
+            layers = "".join(f", {part}={what!r}" for part, what in given.items())
             raise ValueError(
                 f"circuit.{method}(...): this circuit was read from a file and has no model. Give "
                 f"it one: circuit.attach(load({self.meta.get('model', '...')!r}{layers}))"

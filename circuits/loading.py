@@ -1,7 +1,6 @@
 """From a name, a folder or a module in memory to a model ready to be run and traced."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from circuits.reading import ATTENTION, MLP, RESIDUAL, chosen_layers
 from replacement.checking import check_rebuilt
 from replacement.checkpoints.files import is_pointer, unreadable
 from replacement.model import ReplacementModel
-from replacement.precision import WithoutWeights, narrow_model
+from replacement.precision import WithoutWeights, converted_model, kept_type
 from replacement.weights import norms_of
 
 TOKENIZER_FILES = (
@@ -73,8 +72,9 @@ def load(
         all of it through the branch that is not gated.
     device, dtype
         Default: those of a model in memory; else cuda where there is one, and float32. With
-        "bfloat16" weights are kept in that type, half the memory, and all is computed in float32,
-        as if they had been rounded to it and loaded in float32.
+        "bfloat16" matrices are kept in that type, half the memory, and all is computed in float32,
+        as if the model had been rounded to it and loaded in float32. Of layers only matrices are
+        rounded, and once more where a published format's scales or gains are folded into them.
 
     Raises
     ------
@@ -120,13 +120,12 @@ def load(
 
 
 def _converted(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The model itself where it fits as it is, otherwise a copy that does."""
-    if dtype == torch.bfloat16:
-        return narrow_model(model, device)
+    """The model itself where it fits as it is, otherwise one that does."""
     first = next(iter(model.parameters()))
-    if first.dtype == dtype and first.device == device:
+    plain_half = first.dtype == torch.bfloat16
+    if kept_type(first) == dtype and not plain_half and first.device == device:
         return model
-    return copy.deepcopy(model).to(dtype=dtype, device=device)
+    return converted_model(model, dtype, device)
 
 
 def _from_pretrained(found: Opened) -> tuple[nn.Module, Any]:

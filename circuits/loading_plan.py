@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from attribution.plan import free_bytes, size_text
 from circuits.arguments import Opened, opened
 from circuits.reading import ATTENTION, MLP, RESIDUAL, located
 from replacement.checkpoints.hub import Source, check_disk, listing
 from replacement.checkpoints.sizes import Size, size_of
+from replacement.precision import kept_type
 
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
 
@@ -56,11 +59,18 @@ class LoadingPlan:
         check_disk(f"load({self.model!r})", self.model_download + self.layer_download)
 
     def _fits(self) -> str:
-        if self.dtype == "float64" and self.bytes // 2 <= self.free_bytes:
-            return 'dtype="float32"'
+        width, fits = getattr(torch, self.dtype).itemsize, []
+        # a model used as it is would have to be copied into another type
+        narrower = {"float32": 4, "bfloat16": 2} if self.model_bytes else {}
+        for dtype, itemsize in narrower.items():
+            if itemsize < width and self.bytes * itemsize // width <= self.free_bytes:
+                fits.append(f'dtype="{dtype}"')
         if self.model_bytes <= self.free_bytes:
-            return 'mlp="neurons", attention="heads", or layers for some of them only, in a list'
-        return "a smaller model, or a device with more memory"
+            fits.append(
+                'mlp="neurons", attention="heads", residual="stream" (layers for none of them, or '
+                "for some only, in a list)"
+            )
+        return "; or ".join(fits) or "a smaller model, or a device with more memory"
 
 
 def loading_plan(
@@ -96,8 +106,8 @@ def plan_of(found: Opened, mlp: Any, attention: Any, residual: Any) -> LoadingPl
     ]
     layers = sum((size_of(one.place) for one in sets), Size(0, 0))
     parameters = list(found.module.parameters())
-    used_as_it_is = (parameters[0].dtype, parameters[0].device) == (found.dtype, found.device)
-    numbers = 0 if used_as_it_is else sum(parameter.numel() for parameter in parameters)
+    there = (kept_type(parameters[0]), parameters[0].device) == (found.dtype, found.device)
+    numbers = 0 if there else sum(parameter.numel() for parameter in parameters)
     on_hub = found.source is not None and found.facts.folder is None
     return LoadingPlan(
         model=found.name,

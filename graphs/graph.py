@@ -77,6 +77,11 @@ class Graph:
         return float(self._meta["target"]["value"])
 
     @property
+    def kept_in(self) -> str:
+        """What the weights were kept in: float32, float64 or bfloat16."""
+        return str(self._meta.get("weights", self._meta.get("dtype", "float32")))
+
+    @property
     def target(self) -> int:
         """The number of the node that is explained."""
         return int(np.asarray(self._nodes.index)[self.is_kind("target")][0])

@@ -1,16 +1,15 @@
 """A Hugging Face model together with what its MLPs and attention are read as."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from replacement.checkpoints.files import all_finite
 from replacement.families import Family, family_of
 from replacement.layers import AttentionSAE, FeatureLayer, HalvedNeurons, Lorsa, ResidualSAE
-from replacement.precision import kept_in, kept_type
+from replacement.precision import kept_in, kept_type, with_tensors
 from replacement.prompts import token_ids_of, token_text, token_texts
 from replacement.recording import run_of_record, substitutes
 from replacement.run import Run
@@ -189,12 +188,7 @@ def _check_weights(model: nn.Module) -> None:
 
 def _detached(part: Any) -> Any:
     """A layer without gradients, as the model's own weights are read; no matrix is copied."""
-    if isinstance(part, Tensor):
-        return kept_in(part.detach(), part.dtype)
-    if not dataclasses.is_dataclass(part) or isinstance(part, type):
-        return part
-    given = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    return dataclasses.replace(part, **{name: _detached(value) for name, value in given.items()})
+    return with_tensors(part, lambda one: kept_in(one.detach(), kept_type(one)))
 
 
 def _check_targets(number: int, layer: FeatureLayer, layers: Sequence[Any]) -> None:

@@ -5,6 +5,7 @@ weights kept in bfloat16 act as the float32 tensors they round, widened when the
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,6 +87,19 @@ class Narrow(torch.Tensor):
         )
         made.held = held
         return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        made: Tensor = Narrow(self.held.clone())
+        memo[id(self)] = nn.Parameter(made, False) if isinstance(self, nn.Parameter) else made
+        return memo[id(self)]
+
+    def untyped_storage(self) -> Any:
+        raise RuntimeError(
+            "weights kept in bfloat16 have no storage of the float32 they act as, and cannot "
+            'be saved. Save load(model.hf_model, dtype="float32").hf_model.'
+        ) from None
+
+    storage = untyped_storage
 
     def __repr__(self, **_: Any) -> str:
         return f"Narrow({self.held!r})"
@@ -181,25 +195,51 @@ def _parts(count: int, width: int) -> Iterator[slice]:
 def kept_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a weight in `dtype`, nothing copied where it is; bfloat16 acts as float32.
 
-    Biases, gains and thresholds are small, and stay float32 where matrices are narrow.
+    Biases, gains and thresholds are small: where matrices are narrow they are float32, not rounded.
     """
     if dtype != torch.bfloat16:
-        return tensor.to(dtype)
+        return widened(tensor).to(dtype)
+    if isinstance(tensor, Narrow):
+        return tensor
     return tensor.float() if tensor.dim() < 2 else Narrow(tensor.detach().to(dtype))
 
 
-def narrow_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return a model with the parameters of `model` in bfloat16 that computes in float32.
+def with_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a layer, or a part of one, with `change` done to every tensor in it."""
+    if isinstance(part, Tensor):
+        return change(part)
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    given = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    made = {name: with_tensors(value, change) for name, value in given.items()}
+    return dataclasses.replace(part, **made)
 
-    Parameters that are bfloat16 on `device` are shared. Buffers are not rounded.
+
+def matrices_kept_in(layer: Any, dtype: torch.dtype) -> Any:
+    """Return a layer whose matrices are in `dtype`, as `kept_in` has them."""
+    return with_tensors(layer, lambda one: kept_in(one, dtype) if one.dim() > 1 else one)
+
+
+def converted_model(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Return a model with the parameters of `model` in `dtype` on `device`.
+
+    With bfloat16 it computes in float32 with matrices kept in bfloat16, and with biases and gains
+    rounded to it: what a checkpoint loaded in bfloat16 holds. Buffers are not rounded. A parameter
+    that is already there in this type is shared.
     """
+    half = dtype == torch.bfloat16
+
+    def there(one: Tensor) -> Tensor:
+        moved = kept_in(one.to(device), dtype)
+        return moved.to(dtype).float() if half and moved.dim() < 2 else moved
+
     shared: dict[int, Any] = {
-        id(one): nn.Parameter(kept_in(one.detach().to(device), torch.bfloat16), requires_grad=False)
+        id(one): nn.Parameter(there(one.detach()), requires_grad=one.requires_grad and not half)
         for one in model.parameters()
     }
     made = copy.deepcopy(model, shared)
     for module in made.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            exact = buffer.float() if buffer.is_floating_point() else buffer
-            setattr(module, name, exact.to(device))
+            kind = (torch.float32 if half else dtype) if buffer.is_floating_point() else None
+            setattr(module, name, buffer.to(device=device, dtype=kind))
     return made

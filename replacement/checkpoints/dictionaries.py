@@ -1,7 +1,8 @@
 """What the readers of other projects share: from checked tensors to a layer in the model's units.
 
 A dictionary's own arithmetic is brought to that of our layers, which read `y`, the normed input
-with gain and bias, and write what the sublayer adds. Every step keeps the function exactly.
+with gain and bias, and write what the sublayer adds. Every step keeps the function exactly, up to
+bfloat16's rounding of what was folded where matrices are kept in it.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from replacement.layers import (
     Transcoder,
 )
 from replacement.norms import Norm
-from replacement.precision import kept_in
+from replacement.precision import kept_in, matrices_kept_in
 
 Dictionary = Transcoder | CrossLayerTranscoder | AttentionSAE | ResidualSAE
 
@@ -178,11 +179,12 @@ def in_model_units(
 ) -> Dictionary:
     """Return a layer that reads `y` from one that reads what the hook of `reads` holds.
 
+    The last step: its matrices are in the type wanted, whatever was folded into them.
     `folded`: the gain and bias of the norm were folded into the weights where the dictionary was
     trained, so that LayerNorm's hook lacks them, as RMS norm's always does.
     """
     if reads.point not in ("mlp norm", "attention norm"):
-        return layer
+        return matrices_kept_in(layer, wanted.dtype)
     if wanted.norms is None:
         raise ValueError(
             f"{where}: reads {reads.hook}, which an RMS norm takes before its gain and a LayerNorm "
@@ -190,7 +192,9 @@ def in_model_units(
             "model's own: [layer.mlp_norm for layer in model.weights.layers]."
         )
     norm = norm_of(where, reads.layer, wanted.norms)
-    return before_gain(where, layer, norm) if folded or not norm.centred else layer
+    if folded or not norm.centred:
+        layer = before_gain(where, layer, norm)
+    return matrices_kept_in(layer, wanted.dtype)
 
 
 def norm_of(where: object, layer: int, norms: Sequence[Norm]) -> Norm:

@@ -109,6 +109,8 @@ class FeatureLayer:
         `folded.forward(y) = layer.forward(input_scale · y) / output_scale`, with the same features
         active for any activation. Activations keep the scale of training.
         """
+        if input_scale == output_scale == 1:
+            return self
         changes = {
             "read": self.read * input_scale,
             "write": self.write / output_scale,

@@ -103,6 +103,8 @@ class Lorsa(FeatureLayer):
 
     def folded(self, input_scale: int | float, output_scale: int | float) -> "Lorsa":
         """Return the layer in the model's units; queries and keys read the scaled input too."""
+        if input_scale == output_scale == 1:
+            return self
         return dataclasses.replace(
             self,
             query_key=dataclasses.replace(

@@ -112,15 +112,18 @@ def with_free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     ("short_of", "dtype", "fits"),
     [
         ("model and layers", "float64", 'dtype="float32"'),
-        ("model and layers", "float32", 'mlp="neurons", attention="heads"'),
-        ("model", "float32", "a smaller model"),
+        ("model and layers", "float32", 'dtype="bfloat16"; or mlp="neurons", attention="heads", '),
+        ("model and layers", "bfloat16", 'mlp="neurons", attention="heads", residual="stream" ('),
+        ("half", "float64", 'dtype="bfloat16"; or mlp="neurons"'),
+        ("model", "bfloat16", "a smaller model"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_does(
     short_of: str, dtype: str, fits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = loading_plan("four-tasks", dtype=dtype)
-    with_free(monkeypatch, (plan.bytes if short_of == "model and layers" else plan.model_bytes) - 1)
+    parts = {"model and layers": plan.bytes, "half": plan.bytes // 2, "model": plan.model_bytes}
+    with_free(monkeypatch, parts[short_of] - 1)
     with pytest.raises(MemoryError) as caught:
         load("four-tasks", dtype=dtype)
     message = str(caught.value)
@@ -138,6 +141,17 @@ def test_what_is_advised_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     load("four-tasks", dtype="float32")
     with_free(monkeypatch, loading_plan("four-tasks").bytes - 1)
     load("four-tasks", mlp="neurons", attention="heads")
+    load("four-tasks", mlp="neurons", attention="heads", residual="stream")
+    load("four-tasks", dtype="bfloat16")
+
+
+def test_a_model_used_as_it_is_is_not_advised_to_be_copied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_ = save_text_model(tmp_path) / "transcoders"
+    with_free(monkeypatch, loading_plan(text_model(), mlp=set_).bytes - 1)
+    with pytest.raises(MemoryError, match='Fits: mlp="neurons"'):
+        load(text_model(), mlp=set_)
 
 
 # ---------------------------------------------------------------- the command line

@@ -18,9 +18,10 @@ from tests.errors.models_given import circuit, wordless
 from tests.samples import Shape, random_gpt2
 
 
-def saved(folder: Path) -> Path:
+def saved(folder: Path, dtype: str = "float32") -> Path:
     """A sound .circuit file of a model without tokenizer."""
-    traced = trace(wordless().run([1, 20, 30]).logit(4), threshold=0.1)
+    model = load(wordless().hf_model, dtype=dtype)
+    traced = trace(model.run([1, 20, 30]).logit(4), threshold=0.1)
     return traced.save(folder / "saved.circuit")
 
 
@@ -169,6 +170,21 @@ FILES = [
         lambda folder: read(saved(folder)).test(),
         ValueError,
         ("has no model", "circuit.attach(load('GPT2LMHeadModel', attention='heads', mlp="),
+    ),
+    *(
+        Mistake(
+            f"test without a model, traced in {dtype}",
+            lambda folder, dtype=dtype: read(saved(folder, dtype)).test(),
+            ValueError,
+            ("has no model", "mlp='neurons'", f", dtype={dtype!r}))"),
+        )
+        for dtype in ("float64", "bfloat16")
+    ),
+    Mistake(
+        "attach a model kept in another type",
+        lambda folder: read(saved(folder, "bfloat16")).attach(other_weights()),
+        ValueError,
+        ("computes", "loaded with dtype='bfloat16'", "model, layers and weights"),
     ),
     Mistake(
         "attach a model of other weights",

@@ -417,6 +417,12 @@ MODELS = [
         ("kept in bfloat16", "Load the model in float32"),
     ),
     Mistake(
+        "weights kept in bfloat16 saved",
+        lambda folder: load(text_model(), dtype="bfloat16").hf_model.save_pretrained(folder),
+        RuntimeError,
+        ("cannot be saved", 'Save load(model.hf_model, dtype="float32").hf_model'),
+    ),
+    Mistake(
         "unknown attention",
         lambda _: load(text_model(), attention="head"),
         ValueError,

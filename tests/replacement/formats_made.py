@@ -15,6 +15,7 @@ from torch import Tensor
 
 from replacement.checkpoints.detect import read_layers
 from replacement.norms import Norm
+from replacement.precision import kept_type, with_tensors
 
 D_MODEL, N_FEATURES, N_LAYERS = 6, 20, 4
 EXACT = {"rtol": 0.0, "atol": 1e-11}
@@ -127,6 +128,33 @@ def only(folder: Path, **given: Any) -> tuple[int, Any]:
     found = [(number, layer) for number, layer in enumerate(layers) if layer is not None]
     assert len(found) == 1
     return found[0]
+
+
+def assert_kept_in_half(folder: Path, **given: Any) -> None:
+    """Check that every matrix of a folder's layers is kept in bfloat16, and is what it was."""
+    (_, whole), (_, half) = (
+        read(folder, **{**given, "dtype": dtype}) for dtype in (torch.float32, torch.bfloat16)
+    )
+    pairs = [
+        (one, two)
+        for layers in zip(whole, half, strict=True)
+        for one, two in zip(*map(_tensors, layers), strict=True)
+    ]
+    assert any(one.dim() > 1 for one, _ in pairs)
+    for one, two in pairs:
+        assert kept_type(two) == (torch.bfloat16 if one.dim() > 1 else one.dtype)
+        torch.testing.assert_close(1 * two, one, rtol=0.02, atol=0.02)
+
+
+def _tensors(layer: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    with_tensors(layer, keep)
+    return found
 
 
 # --------------------------------------------------------------------------- what is spoiled

@@ -21,6 +21,7 @@ from replacement.checkpoints import load_openmoss_lorsa, save_openmoss_lorsa
 from replacement.checkpoints.openmoss.saving import _expansion, _rotary_settings
 from replacement.layers import BatchTopK, JumpReLU, Llama3Scaling, Lorsa, QueryKey, ReLU, TopK
 from replacement.layers import rotary as turns_of
+from replacement.precision import kept_type
 from tests.replacement.layers_made import (
     ACTIVATIONS,
     D_HEAD,
@@ -282,6 +283,9 @@ def test_an_rms_norms_gain_is_undone(tmp_path: Path) -> None:
     x = inputs(5)
     wanted = raw_forward(config, tensors, x)
     torch.testing.assert_close(layer.forward(gain * x), wanted, **EXACT)
+    _, half = load_openmoss_lorsa(folder, gain=gain, dtype=torch.bfloat16)
+    kept = (half.read, half.write, half.query_key.query, half.query_key.key)
+    assert {kept_type(matrix) for matrix in kept} == {torch.bfloat16}
     for wrong in (torch.ones(3), torch.zeros(D_MODEL), gain * float("nan")):
         with pytest.raises(ValueError, match="gain"):
             load_openmoss_lorsa(folder, gain=wrong)

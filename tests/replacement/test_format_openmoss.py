@@ -19,6 +19,7 @@ from tests.replacement.formats_made import (
     after,
     assert_broken_is_refused,
     assert_does,
+    assert_kept_in_half,
     assert_spoiled_is_refused,
     every_spoiled,
     inputs,
@@ -112,6 +113,7 @@ def test_transcoders_do_what_their_code_does(
     hook = inputs()
     y = after(norms("rms")[1], hook)
     assert_does(layer, y, *by_hand(config, tensors, hook))
+    assert_kept_in_half(folder, norms=norms("rms"), threshold=threshold)
 
 
 @pytest.mark.parametrize("norm", ["inference", "dataset-wise"])

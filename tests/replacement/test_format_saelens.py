@@ -19,6 +19,7 @@ from tests.replacement.formats_made import (
     after,
     assert_broken_is_refused,
     assert_does,
+    assert_kept_in_half,
     assert_spoiled_is_refused,
     every_spoiled,
     inputs,
@@ -192,6 +193,7 @@ def test_scales_that_were_not_folded_are(tmp_path: Path, architecture: str) -> N
     (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.4}')
     _, layer = only(folder)
     assert_does(layer, inputs(), *by_hand(config, tensors, inputs(), scale=0.4))
+    assert_kept_in_half(folder)
     for wrong in ("0", "null", "true", '"a"'):
         (folder / "activation_scaler.json").write_text(f'{{"scaling_factor": {wrong}}}')
         with pytest.raises(ValueError, match=r"scaling_factor is .*number above 0"):
@@ -208,6 +210,7 @@ def test_sae_of_centred_writes(tmp_path: Path) -> None:
     for kind, seen in (("layer", x - x.mean(1, keepdim=True)), ("rms", x)):
         _, layer = only(folder, norms=norms(kind))
         assert_does(layer, x, *by_hand(config, tensors, seen))
+        assert_kept_in_half(folder, norms=norms(kind))
     with pytest.raises(ValueError, match=r"center_writing_weights.*Pass norms="):
         read(folder)
 

@@ -66,6 +66,7 @@ def test_folding_and_unit_decoders_change_no_output_and_no_gate(
     norms = layer.write.norm(dim=-1)
     assert norms.min() < 0.25 and norms.max() > 4, "write vectors are far from norm 1"
 
+    assert layer.folded(1, 1) is layer
     folded = layer.folded(*scales)
     assert same_function(folded, layer, y, *scales) <= within
     unit = layer.unit_decoder()

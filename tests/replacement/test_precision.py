@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits import load, trace
+from circuits.loading_plan import loading_plan
 from replacement import precision
 from replacement.checkpoints import load_transcoders, save_lorsa, save_transcoders
 from replacement.layers import FeatureLayer, TopK
@@ -126,18 +127,59 @@ def test_a_model_in_memory_is_shared_and_left_alone() -> None:
     assert tied["lm_head.weight"] is tied["transformer.wte.weight"]
 
 
-def test_only_weights_of_a_float32_model_are_rounded() -> None:
-    """Not the frequencies of its rotary embedding, which no checkpoint rounds."""
-    whole = tiny("Llama, grouped keys", torch.float32)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_float32_model_is_rounded_alike_in_memory_and_from_a_folder(
+    tmp_path: Path, family: str
+) -> None:
+    """Its weights, biases and gains; not the frequencies of its rotary embedding."""
+    whole: Any = copy.deepcopy(tiny(family, torch.float32))
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in whole.parameters():
+            if weight.dim() < 2:  # many are round numbers as they are made
+                weight.add_(0.1 * torch.randn(weight.shape, generator=source))
+    whole.save_pretrained(tmp_path)
     rounded = copy.deepcopy(whole)
     with torch.no_grad():
         for weight in rounded.parameters():
-            if weight.dim() > 1:
-                weight.copy_(weight.to(HALF))
+            weight.copy_(weight.to(HALF))
+    true = load(rounded).run(IDS).logits
 
-    found, true = load(whole, dtype="bfloat16"), load(rounded)
+    for found in (load(whole, dtype="bfloat16"), load(tmp_path, dtype="bfloat16")):
+        assert_same(found.run(IDS).logits, true)
 
-    assert_same(found.run(IDS).logits, true.run(IDS).logits)
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_kept_in_bfloat16_can_be_copied_and_loaded_again(
+    tmp_path: Path, family: str
+) -> None:
+    model = load(tiny(family, torch.float32), dtype="bfloat16")
+    true = model.run(IDS).logits
+
+    assert load(model.hf_model).hf_model is model.hf_model
+    copied = copy.deepcopy(model.hf_model)
+    held = [vars(one)["held"].data_ptr() for one in copied.parameters() if isinstance(one, Narrow)]
+    assert len(held) > 8
+    assert not {
+        vars(one)["held"].data_ptr()
+        for one in model.hf_model.parameters()
+        if isinstance(one, Narrow)
+    }.intersection(held)
+    tied = dict(copied.named_parameters(remove_duplicate=False)).values()
+    before = dict(model.hf_model.named_parameters(remove_duplicate=False)).values()
+    assert len(set(map(id, tied))) == len(set(map(id, before)))
+    assert_same(load(copied).run(IDS).logits, true)
+    for dtype in ("float32", "float64"):
+        again = load(model.hf_model, dtype=dtype)
+        assert str(again.weights_dtype) == f"torch.{dtype}"
+        assert loading_plan(model.hf_model, dtype=dtype).model_bytes == sum(
+            weight.nbytes for weight in again.hf_model.parameters()
+        )
+        assert not any(isinstance(weight, Narrow) for weight in again.hf_model.parameters())
+        assert_same(again.run(IDS).logits, true)
+    saved: Any = load(model.hf_model, dtype="float32").hf_model
+    saved.save_pretrained(tmp_path)
+    assert_same(load(tmp_path).run(IDS).logits, true)
 
 
 def test_layers_in_memory_may_be_bfloat16() -> None:

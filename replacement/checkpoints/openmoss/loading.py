@@ -40,7 +40,7 @@ from replacement.layers import (
     TopK,
     rotary,
 )
-from replacement.precision import kept_in
+from replacement.precision import kept_in, matrices_kept_in
 
 
 def load_openmoss_lorsa(
@@ -101,7 +101,7 @@ def load_openmoss_lorsa(
     layer = layer.folded(*scales)
     if gain is not None:
         layer = reading(layer, 1 / _sound(gain, layer))
-    return layer_number(path, config), layer
+    return layer_number(path, config), matrices_kept_in(layer, dtype)
 
 
 def reading(layer: Lorsa, factor: Float[Tensor, " d_model"]) -> Lorsa:
