@@ -58,7 +58,8 @@ Attention = Annotated[
 Residual = Annotated[
     str | None,
     typer.Option(
-        help='What the residual stream is read as: "stream" (itself), or a folder of SAEs.'
+        help='What the residual stream is read as: "stream" (itself), "residual-saes", a folder of '
+        "SAEs, or a published set (circuits list)."
     ),
 ]
 Edges = Annotated[
@@ -223,7 +224,7 @@ def list_sets(
     model: Annotated[str | None, typer.Argument(help="Only layers of this model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list, all columns.")] = False,
 ) -> None:
-    """Print the bundled models and the published sets of layers: --mlp NAME or --attention NAME.
+    """Print the bundled models and the published sets: --mlp, --attention or --residual NAME.
 
     Sizes with ~ are computed from shapes. Needs no network and no torch.
 

@@ -20,8 +20,8 @@ class LoadingPlan:
     """What it takes to load one model with its layers."""
 
     model: str
-    model_download: int
-    """Bytes; 0 for what is on this machine, and where the hub is out of reach."""
+    model_download: int | None
+    """Bytes; 0 for what is on this machine, None where the hub is out of reach."""
     layer_download: int
     model_bytes: int
     """Of memory; 0 for a model in memory that is used as it is."""
@@ -37,12 +37,15 @@ class LoadingPlan:
 
     def __str__(self) -> str:
         model, layers = size_text(self.model_bytes), size_text(self.layer_bytes)
-        to_fetch = self.model_download + self.layer_download
-        fetched = (
-            f": model {size_text(self.model_download)}, layers {size_text(self.layer_download)}"
-        )
+        if self.model_download is None:
+            download = f"unknown (hub out of reach), layers {size_text(self.layer_download)}"
+        else:
+            download = size_text(self.model_download + self.layer_download)
+            if self.model_download + self.layer_download:
+                download += f": model {size_text(self.model_download)}"
+                download += f", layers {size_text(self.layer_download)}"
         return (
-            f"download {size_text(to_fetch)}{fetched if to_fetch else ''}\n"
+            f"download {download}\n"
             f"weights  model {model}, layers {layers} in {self.dtype}; "
             f"{size_text(self.free_bytes)} free on {self.device}"
         )
@@ -56,7 +59,7 @@ class LoadingPlan:
                 f"{size_text(self.layer_bytes)}), {size_text(self.free_bytes)} are free. Fits: "
                 f"{self._fits()}."
             )
-        check_disk(f"load({self.model!r})", self.model_download + self.layer_download)
+        check_disk(f"load({self.model!r})", (self.model_download or 0) + self.layer_download)
 
     def _fits(self) -> str:
         width, fits = getattr(torch, self.dtype).itemsize, []
@@ -121,10 +124,10 @@ def plan_of(found: Opened, mlp: Any, attention: Any, residual: Any) -> LoadingPl
     )
 
 
-def _download_of_model(name: str) -> int:
+def _download_of_model(name: str) -> int | None:
     there = listing(Source(name, files=MODEL_FILES))
     if there is None:
-        return 0
+        return None
     missing = [file for file in there.missing if "/" not in file]
     if any(file.endswith(".safetensors") for file in there.sizes if "/" not in file):
         missing = [file for file in missing if not file.endswith(".bin")]

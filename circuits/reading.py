@@ -1,4 +1,4 @@
-"""What MLPs and attention are read as: from the words and folders of `load` to layers."""
+"""What MLPs, attention and the stream are read as: from words and folders of `load` to layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,8 +87,10 @@ def chosen_layers(
     dtype: torch.dtype,
     device: torch.device,
     norms: Sequence[Norm],
-) -> tuple[Layers, str]:
+) -> tuple[Layers, str | list[str]]:
     """Return the layers that one part of the model is read through, and what to call them.
+
+    The name is that of the set, or of each entry of a list whose names differ, as `load` takes it.
 
     `asked`: a word, a folder or hub name of a set in any known format, one layer (or word, or set
     to take that layer from) per sublayer, or None for what is bundled with the model, else its own
@@ -109,15 +111,14 @@ def chosen_layers(
             layers.append(None)
             names.append(part.own)
         elif isinstance(one, str | Path):
-            of_set = sets[str(one)] or ()
-            layers.append(of_set[number] if number < len(of_set) else None)
+            layers.append(_of_set(part, number, one, sets[str(one)]))
             names.append(_called(part, found[str(one)]))
         elif isinstance(one, part.layers) and not one.exact and _fits(part, one):
             layers.append(one)
             names.append("given")
         else:
-            raise TypeError(_misfit(part, one))
-    return layers, names[0] if len(set(names)) == 1 else "+".join(names)
+            raise TypeError(_misfit(part, one, f", entry {number}"))
+    return layers, names[0] if len(set(names)) == 1 else names
 
 
 def located(part: Part, asked: Any, facts: ModelFacts) -> dict[str, LayerSet | None]:
@@ -228,6 +229,20 @@ def _read(
     return layers
 
 
+def _of_set(part: Part, number: int, name: str | Path, layers: Layers) -> Any:
+    """The layer that one entry of a list takes from a set; ValueError where the set has none."""
+    if layers is None:
+        return None
+    held = [place for place, layer in enumerate(layers) if layer is not None]
+    if number not in held:
+        raise ValueError(
+            f"load({part.argument}=[…]), entry {number}: {str(name)!r} holds no layer for "
+            f"{part.each} {number}, only for {', '.join(map(str, held))}. Give None or "
+            f'"{part.own}" there, or a set that holds one.'
+        )
+    return layers[number]
+
+
 def _called(part: Part, found: LayerSet | None) -> str:
     return part.own if found is None else found.name
 
@@ -246,8 +261,12 @@ def _words(part: Part) -> str:
     return ", ".join(f'"{word}"' for word in (part.own, *part.kinds))
 
 
-def _misfit(part: Part, given: Any) -> str:
+def _misfit(part: Part, given: Any, entry: str = "") -> str:
+    kind = type(given).__name__
+    what = f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+    if not isinstance(given, FeatureLayer):  # whose numbers would say nothing
+        what = f"{given!r:.60}, {what}"
     return (
-        f"load({part.argument}={given!r:.60}) is a {type(given).__name__}: give {_words(part)}, a "
+        f"load({part.argument}={'[…]' if entry else '…'}){entry}: {what}. Give {_words(part)}, a "
         f"folder or hub name of a set, or a list with one layer or None per {part.each}."
     )

@@ -39,7 +39,7 @@ class ReplacementModel:
         *,
         split: str | None = None,
         name: str = "model in memory",
-        read_as: dict[str, str] | None = None,
+        read_as: dict[str, Any] | None = None,
     ) -> None:
         """Raise ValueError for an unsupported architecture, unsound weights or layers that misfit.
 
@@ -147,9 +147,13 @@ class ReplacementModel:
         weights = self.weights
         return (
             f"ReplacementModel({self.name}: {weights.n_layers} layers, width {weights.d_model}, "
-            + "".join(f"{part}={name}, " for part, name in self.read_as.items())
+            + "".join(f"{part}={_listed(name)}, " for part, name in self.read_as.items())
             + f"{str(self.weights_dtype).removeprefix('torch.')} on {self.device})"
         )
+
+
+def _listed(name: str | list[str]) -> str:
+    return name if isinstance(name, str) else "+".join(name)
 
 
 def _check_split(split: str | None, model: nn.Module, weights: ModelWeights) -> None:

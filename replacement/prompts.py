@@ -83,20 +83,24 @@ def _ids_of_messages(messages: Sequence[Any], tokenizer: Any) -> list[int]:
             "on chats, or set tokenizer.chat_template."
         )
     continued = messages[-1]["role"] == "assistant"
+    settings = {"add_generation_prompt": not continued, "continue_final_message": continued}
+    given = [dict(message) for message in messages]
     try:
-        ids = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-            tokenize=True,
-            return_dict=False,
-        )
+        written = tokenizer.apply_chat_template(given, tokenize=False, **settings)
+        ids = tokenizer.apply_chat_template(given, tokenize=True, return_dict=False, **settings)
     except Exception as problem:  # a template is a program of its own and raises what it likes
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise ValueError(
             f"the chat template of this tokenizer refuses the messages: {reason[0]:.200}. Roles "
             f"given: {', '.join(message['role'] for message in messages)}."
         ) from None
+    answer = messages[-1]["content"]
+    if continued and not written.endswith(answer.lstrip() or answer):
+        raise ValueError(
+            f"the chat template of this tokenizer does not keep the end of the answer to be "
+            f"continued: {answer[-30:]!r} is written as {written[-30:]!r}, after which another "
+            "token follows. End the answer without space, or give the whole prompt as one text."
+        )
     for message in messages:
         if _is_unknown(message["content"], tokenizer):
             _refuse_unknown(message["content"], tokenizer)
@@ -151,6 +155,11 @@ def _is_unknown(text: str, tokenizer: Any) -> bool:
 def _ids_of_list(prompt: Any) -> list[int]:
     if isinstance(prompt, Mapping) or hasattr(prompt, "input_ids"):
         _refuse_masked(prompt.get("attention_mask"))
+        if "role" in prompt and "input_ids" not in prompt:
+            raise TypeError(
+                "one chat message outside a list. Give a list of messages, also of one: "
+                f"[{dict(prompt)!r:.60}]."
+            )
         if "input_ids" not in prompt:
             raise TypeError(
                 f"a mapping without input_ids (keys: {', '.join(map(str, prompt))}). Give text, a "
@@ -163,6 +172,11 @@ def _ids_of_list(prompt: Any) -> list[int]:
         raise TypeError(
             "a prompt is text, a list of token ids or one of chat messages; got "
             f"{type(prompt).__name__}: {prompt!r:.60}."
+        )
+    if any(not isinstance(entry, str) and _is_chat(entry) for entry in prompt):
+        raise ValueError(
+            f"a list of {len(prompt)} chats: one run records one. Give the messages of one chat, "
+            "[{'role': …, 'content': …}, …], and call model.run for each."
         )
     if len(prompt) == 1 and isinstance(prompt[0], Sequence) and not isinstance(prompt[0], str):
         prompt = prompt[0]

@@ -101,10 +101,12 @@ class Run:
         found = [part for part in self.sublayers if (part.layer, part.name) == (depth, name)]
         held = found[0] if found else None
         if not isinstance(held, HeldFeatures):
+            parts = [part for part in self.sublayers if part.layer == depth]
+            there = [f'"{part.name}"' for part in parts if isinstance(part, HeldFeatures)]
             raise ValueError(
                 f'run.feature(sublayer={sublayer!r}): "mlp", "attn" where attention is read '
                 'through Lorsa or an autoencoder, "resid" or "mid" where the residual stream is; '
-                f"layer {depth} is read as {' and '.join(self.model.read_as.values())}."
+                f"layer {depth} has features in {' and '.join(there) or 'none of them'}."
             )
         number, count = whole_number(index), held.features.n_features
         if number is None or not 0 <= number < count:

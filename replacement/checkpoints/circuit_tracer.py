@@ -96,7 +96,14 @@ def _files(folder: Path, config: dict[str, Any]) -> Sequence[Path]:
     if listed is not None:
         files = _listed(folder, listed)
         repeated = config["model_kind"] == ACROSS and files[-2:-1] == files[-1:]
-        return files[:-1] if repeated else files  # as published sets of Gemma Scope 2 list them
+        files = files[:-1] if repeated else files  # as published sets of Gemma Scope 2 list them
+        twice = sorted({file.name for file in files if files.count(file) > 1})
+        if twice:
+            raise ValueError(
+                f"{folder / CONFIG}: transcoders lists {', '.join(twice)} more than once; it lists "
+                "one file for each layer from 0 on. Correct it."
+            )
+        return files
     stem = "W_enc" if config["model_kind"] == ACROSS else "layer"
     held = {file.name for file in folder.glob(f"{stem}_*.safetensors")}
     names = [f"{stem}_{number}.safetensors" for number in range(len(held))]
@@ -134,11 +141,26 @@ def _listed(folder: Path, listed: object) -> Sequence[Path]:
     return files
 
 
+def _check_scope(path: Path, config: dict[str, Any], file: Path) -> None:
+    """Raise ValueError where the settings contradict a file of Gemma Scope, which is JumpReLU."""
+    if config.get("activation") not in (None, "jumprelu", "jump_relu"):
+        raise ValueError(
+            f"{path}: activation is {config['activation']!r}, but {file.name} is of Gemma Scope, "
+            "whose activation is jumprelu. Correct it, or leave it out."
+        )
+    if config.get("k") is not None:
+        raise ValueError(
+            f"{path}: k is {config['k']!r}, but {file.name} is of Gemma Scope, whose activation is "
+            "jumprelu and has no k. Leave it out."
+        )
+
+
 def _layer(
     path: Path, config: dict[str, Any], file: Path, places: tuple[Place, Place], wanted: Wanted
 ) -> Dictionary:
     tensors = read_npz(file) if file.suffix == ".npz" else read_tensors(file, wanted.device)
     if "w_enc" in tensors or file.suffix == ".npz":
+        _check_scope(path, config, file)
         parts = scope_parts(file, tensors, wanted)
     else:
         check_tensors(file, tensors, REQUIRED, OPTIONAL, {})
@@ -174,6 +196,7 @@ def _across(
     """One layer of a cross-layer transcoder, which writes to the `n_layers - number` from it on."""
     tensors = read_tensors(file, wanted.device)
     if "w_enc" in tensors:
+        _check_scope(path, config, file)
         parts = scope_parts(file, tensors, wanted, n_layers=n_layers)
         parts["write"] = parts["write"][:, number:]
     else:

@@ -61,12 +61,12 @@ def save_folder(
         "n_layers": len(layers),
         "d_model": d_model,
         **{name: [None] * len(layers) for name in layout.settings},
-        **layout.hooks,
     }
     for flag in FLAGS:
         listed = [layer is not None and getattr(layer, flag) for layer in layers]
         if any(listed):
             config[flag] = listed
+    config |= layout.described(present)
     with replaced_whole(folder, last=CONFIG) as unfinished:
         for number, layer in enumerate(layers):
             if layer is None:
@@ -141,7 +141,7 @@ def _rebuilt(
 
 
 def kind_of(folder: str | Path) -> Kind:
-    """Return which layers a folder of ours holds: "transcoders", "lorsa" or "attention-saes".
+    """Return which layers a folder of ours holds: one of the words of `Kind`.
 
     Reads config.json only. Raises FileNotFoundError for a missing folder, ValueError for one that
     is not ours.

@@ -4,6 +4,7 @@ One `Layout` a class says which tensors a layer's file holds; the functions belo
 into them and put it together again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -35,6 +36,8 @@ SHARED = {
     "read": "feature d_model",
     "write": "feature d_model",
 }
+STREAM = "residual stream before the MLP's norm"
+ADDED = " after the norm that follows it"
 OPTIONAL = {"threshold": "feature", "gate_scale": "feature"}
 
 
@@ -55,6 +58,16 @@ class Layout(Generic[Layer]):
     optional: dict[str, str]
     settings: tuple[str, ...] = ("activation",)
     """Which lists config.json holds, one entry a layer, null where a layer is absent."""
+
+    def described(self, layers: Sequence[Layer]) -> dict[str, str]:
+        """Return `hooks` as the flags of the layers change them; both texts where layers differ."""
+        inputs = [STREAM if layer.reads_stream else self.hooks["input"] for layer in layers]
+        added = [layer.after_post_norm for layer in layers]
+        outputs = [self.hooks["output"] + (ADDED if one else "") for one in added]
+        if isinstance(layers[0], AttentionSAE):  # which reads what it reproduces
+            inputs = outputs
+        named = (("input", inputs), ("output", outputs))
+        return {name: " or ".join(dict.fromkeys(texts)) for name, texts in named}
 
     def function(self, verb: str) -> str:
         """Return the name of the function that saves or loads such a folder."""

@@ -202,7 +202,7 @@ def test_short_names_and_hub_names_load(name: str, hub: FakeHub, tmp_path: Path)
     ]
     mixed = load(text_model(), mlp=[None, name])
     assert model.weights.layers[1].mlp.read_bias.equal(mixed.weights.layers[1].mlp.read_bias)
-    assert mixed.read_as["mlp"] == f"neurons+{name}"
+    assert mixed.read_as["mlp"] == ["neurons", name]
 
 
 def test_a_set_of_another_model_is_refused_before_it_is_fetched(hub: FakeHub) -> None:

@@ -38,7 +38,8 @@ def test_a_folder_and_a_list_are_the_same_model(tmp_path: Path) -> None:
     other = load(random_gpt2(), residual=saes())
     direct = ReplacementModel(random_gpt2(), residuals=saes())
     assert one.read_as == {"mlp": "neurons", "attention": "heads", "residual": "saes"}
-    assert other.read_as["residual"] == "stream+stream+given+given+given"
+    assert other.read_as["residual"] == ["stream", "stream", "given", "given", "given"]
+    assert "residual=stream+stream+given+given+given, " in repr(other)
     assert "residual=saes" in repr(one) and "residual=given" in repr(direct)
     values = [
         model.run(IDS).feature(1, -1, 3, sublayer="mid").value for model in (one, other, direct)
@@ -112,3 +113,14 @@ def test_attention_is_explained_behind_a_replaced_stream(case: Case) -> None:
         found = circuit.attention(int(row.Index))
         scale = circuit.nodes["attribution"].abs().max()
         assert found.attribution == pytest.approx(row.attribution, rel=1e-9, abs=1e-12 * scale)
+
+
+def test_a_circuit_of_a_mixed_list_says_how_to_load_its_model(tmp_path: Path) -> None:
+    save_residual_saes(saes(), tmp_path / "saes", dtype=torch.float64)
+    mixed = [None, None, tmp_path / "saes", None, tmp_path / "saes"]
+    model = load(random_gpt2(), residual=mixed)
+    saved = trace(model.run(IDS).logit(3), 0.02, progress=False).save(tmp_path / "one.circuit")
+    assert read(saved).meta["layers"]["residual"] == ["stream", "stream", "saes", "stream", "saes"]
+    assert read(saved).attach(model).test(progress=False).deviation <= 1e-9
+    with pytest.raises(ValueError, match=r"residual=\['stream', 'stream', 'saes', 'stream', 'sae"):
+        read(saved).test()

@@ -161,13 +161,19 @@ LAYERS = [
         "numbers for transcoders",
         lambda _: load(text_model(), mlp=[1, 2]),
         TypeError,
-        ("mlp=1", "one layer or None per MLP"),
+        ("mlp=[…]), entry 0: 1, an int. Give", "one layer or None per MLP"),
+    ),
+    Mistake(
+        "a set that holds no layer for an entry of a list",
+        lambda folder: load(text_model(), mlp=[None, ours(folder / "one", n_layers=1)]),
+        ValueError,
+        ("mlp=[…]), entry 1", "one' holds no layer for MLP 1, only for 0", 'None or "neurons"'),
     ),
     Mistake(
         "one transcoder, not a list",
         lambda _: load(text_model(), mlp=text_transcoders()[0]),
         TypeError,
-        ("Transcoder", "one layer or None per MLP"),
+        ("load(mlp=…): a Transcoder. Give", "one layer or None per MLP"),
     ),
     Mistake(
         "BatchTopK with a threshold of NaN",

@@ -438,7 +438,7 @@ MODELS = [
         "a kind of layer for the wrong part",
         lambda _: load(text_model(), attention=text_transcoders()),
         TypeError,
-        ("Transcoder", "one layer or None per attention layer"),
+        ("attention=[…]), entry 0: a Transcoder. Give", "one layer or None per attention layer"),
     ),
     Mistake(
         "an unknown word in a list",

@@ -25,6 +25,14 @@ def chatting() -> ReplacementModel:
     return load(text_model(), tokens)
 
 
+@cache
+def trimming() -> ReplacementModel:
+    """Another, whose template strips the messages as Llama's does."""
+    tokens = tokenizer()
+    tokens.chat_template = "{{ messages | map(attribute='content') | map('trim') | join(' ') }}"
+    return load(text_model(), tokens)
+
+
 def padded() -> dict[str, Any]:
     return {"input_ids": [[4, 5, 1]], "attention_mask": torch.tensor([[1, 1, 0]])}
 
@@ -130,7 +138,19 @@ PROMPTS = [
         "one message, not a list",
         lambda _: model().run(QUESTION),
         TypeError,
-        ("without input_ids", "keys: role, content", "a list of chat messages"),
+        ("one chat message outside a list", "Give a list of messages", "[{'role': 'user'"),
+    ),
+    Mistake(
+        "a batch of one chat",
+        lambda _: model().run([[QUESTION]]),
+        ValueError,
+        ("a list of 1 chats", "Give the messages of one chat", "model.run for each"),
+    ),
+    Mistake(
+        "an answer whose last space the template cuts",
+        lambda _: trimming().run([QUESTION, {"role": "assistant", "content": "Mary "}]),
+        ValueError,
+        ("template", "'Mary ' is written as 'When Mary and John went Mary'", "without space"),
     ),
     Mistake(
         "a message without a role",
@@ -250,7 +270,7 @@ TARGETS = [
         "a feature of attention read as heads",
         lambda _: run().feature(0, -1, 3, sublayer="attn"),
         ValueError,
-        ("sublayer='attn'", "Lorsa or an autoencoder", "heads"),
+        ("sublayer='attn'", "Lorsa or an autoencoder", 'layer 0 has features in "mlp".'),
     ),
     Mistake(
         "position of a feature",

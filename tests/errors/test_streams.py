@@ -37,7 +37,11 @@ STREAMS = [
         "a transcoder for the residual stream",
         lambda _: load(text_model(), residual=[text_transcoders()[0], None, None, None, None]),
         TypeError,
-        ("residual=Transcoder", '"stream"', "one layer or None per residual stage"),
+        (
+            "residual=[…]), entry 0: a Transcoder. Give",
+            '"stream"',
+            "one layer or None per residual stage",
+        ),
     ),
     Mistake(
         "an SAE of the residual stream for an MLP",
@@ -49,7 +53,7 @@ STREAMS = [
         "an SAE of the residual stream for an MLP, in a list for load",
         lambda _: load(text_model(), mlp=[sae(), None]),
         TypeError,
-        ("mlp=ResidualSAE", "one layer or None per MLP"),
+        ("mlp=[…]), entry 0: a ResidualSAE. Give", "one layer or None per MLP"),
     ),
     Mistake(
         "a place that parallel blocks do not have",
@@ -79,7 +83,19 @@ STREAMS = [
         "a feature of a stream that is not read",
         lambda _: load(text_model(), tokenizer()).run(PROMPT).feature(0, 1, 2, sublayer="resid"),
         ValueError,
-        ("sublayer='resid'", '"resid" or "mid" where', "layer 0 is read as neurons and heads"),
+        ("sublayer='resid'", '"resid" or "mid" where', 'layer 0 has features in "mlp".'),
+    ),
+    Mistake(
+        "an SAE in a list from a set that has none for that stage",
+        lambda folder: load(text_model(), residual=[residual_folder(folder), *[None] * 4]),
+        ValueError,
+        ("residual=[…]), entry 0", "saes' holds no layer for residual stage 0, only for 4", "None"),
+    ),
+    Mistake(
+        "a feature of the final norm, which is not read",
+        lambda _: load(text_model(), tokenizer()).run(PROMPT).feature(2, 1, 2, sublayer="resid"),
+        ValueError,
+        ("sublayer='resid'", "layer 2 has features in none of them"),
     ),
     Mistake(
         "a feature of a stream that does not exist",

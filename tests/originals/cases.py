@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from replacement.checkpoints import load_openmoss_lorsa
 from tests.replacement import (
     layers_made,
     test_checkpoints_openmoss,
+    test_format_across,
     test_format_circuit_tracer,
     test_format_gemma_scope,
     test_format_openmoss,
+    test_format_residual,
     test_format_saelens,
     test_format_sparsify,
 )
-from tests.replacement.formats_made import inputs, norms, only
+from tests.replacement.formats_made import D_MODEL, N_FEATURES, N_LAYERS, inputs, norms, only, read
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Original:
     write: Callable[[Path], Path]
     """From an empty folder to what the original is to open."""
     read: Callable[[Path], Any]
-    """From the same folder to our layer."""
+    """From the same folder to our layer, or all layers of a cross-layer transcoder."""
     x: Tensor
-    """[pos, d_model]"""
+    """[pos, d_model]; of a cross-layer transcoder [layer, pos, d_model]"""
 
 
 def _layer(**given: Any) -> Callable[[Path], Any]:
@@ -56,12 +59,16 @@ def _saelens(architecture: str, *, scaler: str = "", **settings: Any) -> Origina
     return Original("sae-lens", write, _layer(), inputs())
 
 
-def _circuit_tracer(*, threshold: bool, skip: bool) -> Original:
+def _circuit_tracer(*, threshold: bool = False, skip: bool, k: int | None = None) -> Original:
     made = test_format_circuit_tracer
     tensors = made.their_tensors(1, threshold=threshold, skip=skip)
+    config = made.CONFIG if k is None else {**made.CONFIG, "activation": "topk", "k": k}
 
     def write(folder: Path) -> Path:
-        return made.their_folder(folder, made.CONFIG, [tensors]) / "layer_0.safetensors"
+        file = made.their_folder(folder, config, [tensors]) / "layer_0.safetensors"
+        if k is not None:
+            file.with_name("k.txt").write_text(str(k))
+        return file
 
     return Original("circuit-tracer", write, _layer(), inputs())
 
@@ -85,6 +92,30 @@ def _gemma_scope_2(*, skip: bool) -> Original:
         return made.scope_2_folder(folder, config, tensors) / "params.safetensors"
 
     return Original("circuit-tracer", write, _layer(), inputs())
+
+
+ACROSS = torch.stack([inputs(number) for number in range(N_LAYERS)])
+
+
+def _across(package: str, write: Callable[[Path], Path]) -> Original:
+    return Original(package, write, lambda folder: read(folder)[1], ACROSS.clone())
+
+
+def _openmoss_across(act_fn: str, *, gated: bool, norm: str) -> Original:
+    made = test_format_across
+    config = {
+        **made.MOSS,
+        "expansion_factor": N_FEATURES / D_MODEL,
+        "act_fn": act_fn,
+        "sparsity_include_decoder_norm": gated,
+        "norm_activation": norm,
+    }
+    return _across("llamascopium", lambda folder: made.moss_folder(folder, config))
+
+
+def _residual(package: str, name: str) -> Original:
+    made = test_format_residual.THEIRS[name]
+    return Original(package, lambda folder: made.write(folder, made.tensors()), _layer(), inputs())
 
 
 def _sparsify(module: str, config: dict[str, Any]) -> Original:
@@ -155,12 +186,39 @@ ORIGINALS: dict[str, Original] = {
         for threshold in (False, True)
         for skip in (False, True)
     },
+    **{
+        f"circuit-tracer topk{', skip' if skip else ''}": _circuit_tracer(skip=skip, k=4)
+        for skip in (False, True)
+    },
+    **{
+        f"circuit-tracer across layers, {'jumprelu' if jump else 'relu'}": _across(
+            "circuit-tracer",
+            lambda folder, jump=jump: test_format_across.tracer_folder(
+                folder, test_format_across.TRACER, jump=jump
+            ),
+        )
+        for jump in (False, True)
+    },
+    "circuit-tracer across layers, Gemma Scope 2": _across(
+        "circuit-tracer", test_format_across.scope_folder
+    ),
     "circuit-tracer, Gemma Scope": _gemma_scope(),
     "circuit-tracer, Gemma Scope 2": _gemma_scope_2(skip=False),
     "circuit-tracer, Gemma Scope 2, skip": _gemma_scope_2(skip=True),
     "sparsify": _sparsify("layers.1.mlp", {**SPARSIFY, "skip_connection": False}),
     "sparsify, skip": _sparsify("layers.1.mlp", SPARSIFY),
     "sparsify, attention": _sparsify("layers.1.self_attn", test_format_sparsify.SAE),
+    "SAELens, residual stream": _residual("sae-lens", "SAELens, leaving a layer"),
+    "sparsify, residual stream": _residual("eai-sparsify", "sparsify"),
+    "OpenMOSS, residual stream": _residual("llamascopium", "OpenMOSS"),
+    **{
+        f"OpenMOSS across layers, {act_fn}, {norm}{', gate by decoder norm' if gated else ''}": (
+            _openmoss_across(act_fn, gated=gated, norm=norm)
+        )
+        for act_fn in ("relu", "topk", "jumprelu")
+        for norm in ("inference", "dataset-wise")
+        for gated in (False, True)
+    },
     **{
         f"OpenMOSS {act_fn}, {norm}{', gate by decoder norm' if gated else ''}": _openmoss(
             act_fn, gated=gated, norm=norm

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from replacement.layers import CrossLayerTranscoder, FeatureLayer
+from replacement.layers.active import Active
 from tests.originals.cases import ORIGINALS, Original
 from tests.originals.conftest import DIFFERENCES
 
@@ -70,19 +72,35 @@ def theirs(tmp_path_factory: pytest.TempPathFactory):
     return of_package
 
 
+def dense(active: Active, like: Tensor, n_features: int) -> Tensor:
+    activations = like.new_zeros(len(like), n_features)
+    activations[active.pos, active.index] = active.activation
+    return activations
+
+
+def alone(layer: FeatureLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    return dense(layer.encode(x), x, layer.n_features), layer.forward(x)
+
+
+def across(layers: list[CrossLayerTranscoder], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the features of all layers are worth, and their sums in every MLP's output."""
+    active = [layer.encode(seen) for layer, seen in zip(layers, x, strict=True)]
+    around = [layer.around(seen).expand_as(seen) for layer, seen in zip(layers, x, strict=True)]
+    output = torch.stack(around)
+    for number, layer in enumerate(layers):
+        output[number:] += layer.spread(active[number])
+    found = [dense(one, seen, layers[0].n_features) for one, seen in zip(active, x, strict=True)]
+    return torch.stack(found), output
+
+
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_the_same_file_does_the_same(name: str, theirs, request: pytest.FixtureRequest) -> None:
     case = ORIGINALS[name]
     version, folder, found = theirs(case.package)
-    layer = case.read(folder / str(list(of(case.package)).index(name)))
-    active = layer.encode(case.x)
-    activations = torch.zeros(len(case.x), layer.n_features, dtype=case.x.dtype)
-    activations[active.pos, active.index] = active.activation
-    pairs = [
-        (activations, found[f"{name}/activations"]),
-        (layer.forward(case.x), found[f"{name}/output"]),
-    ]
-    assert 0 < len(active) < activations.numel()
+    read = case.read(folder / str(list(of(case.package)).index(name)))
+    activations, output = across(read, case.x) if case.x.ndim == 3 else alone(read, case.x)
+    pairs = [(activations, found[f"{name}/activations"]), (output, found[f"{name}/output"])]
+    assert 0 < activations.count_nonzero() < activations.numel()
     largest = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
     package = f"{case.package} {version}"
     request.config.stash[DIFFERENCES].setdefault(package, []).append(largest)

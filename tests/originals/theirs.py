@@ -3,8 +3,9 @@
     python theirs.py PACKAGE FOLDER
 
 FOLDER/cases.json names the files and FOLDER/inputs.safetensors holds what they are given [pos,
-d_model]; the features' activations [pos, feature] and the reconstructions [pos, d_model] go to
-FOLDER/theirs.safetensors, the package's version to FOLDER/version.txt. Nothing of ours is imported.
+d_model]; the features' activations [pos, feature] and the reconstructions [pos, d_model] (of a
+cross-layer transcoder all three with a first axis of layers) go to FOLDER/theirs.safetensors, the
+package's version to FOLDER/version.txt. Nothing of ours is imported.
 """
 
 import importlib.metadata
@@ -33,8 +34,11 @@ def saelens(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def circuit_tracer(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+    from circuit_tracer.transcoder.activation_functions import TopK
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 
+    if path.is_dir():
+        return across(path, x)
     special = {".npz": "gemma-scope"}.get(path.suffix)
     if path.name == "params.safetensors":
         special = "gemma-scope-2"
@@ -49,8 +53,26 @@ def circuit_tracer(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
         lazy_encoder=False,
         lazy_decoder=False,
     )
+    k = path.with_name("k.txt")
+    if k.is_file():  # which their loader of files, unlike their class, does not know
+        loaded[0].activation_function = TopK(int(k.read_text()))
     activations = loaded[0].encode(x)
     return activations, loaded[0].decode(activations, x)
+
+
+def across(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A cross-layer transcoder of circuit-tracer; x is [layer, pos, d_model]."""
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt, load_gemma_scope_2_clt
+
+    settings: Any = {"dtype": torch.float64, "device": torch.device("cpu"), "lazy_decoder": False}
+    if (path / "W_enc_0.safetensors").is_file():
+        coder = load_clt(str(path), **settings)
+    else:
+        files = [path / f"shard_{number}.safetensors" for number in range(len(x))]
+        listed = [*files, files[-1]]  # as published; their code leaves the last one out
+        coder = load_gemma_scope_2_clt({i: str(file) for i, file in enumerate(listed)}, **settings)
+    activations = coder.encode(x)
+    return activations, coder.decode(activations.to_sparse(), x)
 
 
 def sparsify(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,10 +92,25 @@ def llamascopium(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     coder: Any = SparseDictionary.from_local(
         str(path), strict_loading=False, device="cpu", dtype=torch.float64
     )
+    if x.ndim == 3:
+        return llamascopium_across(coder, x)
     reads, writes = coder.cfg.hook_point_in, coder.cfg.hook_point_out
     scales = {hook: coder.compute_norm_factor(x, hook_point=hook) for hook in (reads, writes)}
     activations = coder.encode(x[None] * scales[reads])
     return activations[0], coder.decode(activations)[0] / scales[writes]
+
+
+def llamascopium_across(coder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Their layers are the second axis of what is read, and the first of what is written."""
+
+    def scales(hooks: list[str]) -> Tensor:
+        return torch.stack([coder.compute_norm_factor(x, hook_point=hook) for hook in hooks])
+
+    reads, writes = (
+        scales(hooks)[:, None, None] for hooks in (coder.cfg.hooks_in, coder.cfg.hooks_out)
+    )
+    activations = coder.encode((x * reads).transpose(0, 1))
+    return activations.transpose(0, 1), coder.decode(activations) / writes
 
 
 PACKAGES: dict[str, Callable[[Path, Tensor], tuple[Tensor, Tensor]]] = {

@@ -1,5 +1,6 @@
 """Folders of transcoders: what is saved comes back, what is broken is named and never used."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -56,6 +57,26 @@ def test_round_trip(tmp_path: Path, kind: str, skip: bool, dtype: torch.dtype) -
         y = torch.randn(5, 8)
         for before, after in zip(layers, loaded, strict=True):
             assert torch.equal(after.decode(after.encode(y), y), before.decode(before.encode(y), y))
+
+
+def test_the_settings_say_what_layers_read_and_write(tmp_path: Path) -> None:
+    own, other = two_layers(skip=False)
+    other = dataclasses.replace(other, reads_stream=True, after_post_norm=True)
+    stream, normed = (
+        "residual stream before the MLP's norm",
+        "normed MLP input, gain and bias included",
+    )
+    after = "MLP output after the norm that follows it"
+    for number, (layers, reads, writes) in enumerate(
+        [
+            ([own, None], normed, "MLP output"),
+            ([other, None, other], stream, after),
+            ([own, other], f"{normed} or {stream}", f"MLP output or {after}"),
+        ]
+    ):
+        save_transcoders(layers, tmp_path / str(number))
+        config = json.loads((tmp_path / str(number) / "config.json").read_text())
+        assert (config["input"], config["output"]) == (reads, writes)
 
 
 def test_loads_in_the_dtype_asked_for(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_of_circuit_tracer(tmp_path: Path, hook: str, jump: bool) -> None:
         torch.testing.assert_close(layer.write_bias, raw["b_dec"], **EXACT)
 
 
-def test_of_gemma_scope_2_as_circuit_tracer_lists_it(tmp_path: Path) -> None:
+def scope_folder(folder: Path) -> Path:
     """The last file is listed twice, as published; W_dec has rows for layers that are not later."""
     files = []
     for number in range(N_LAYERS):
@@ -126,11 +126,19 @@ def test_of_gemma_scope_2_as_circuit_tracer_lists_it(tmp_path: Path) -> None:
             "affine_skip_connection": raw["skip"],
         }
         files.append(f"shard_{number}.safetensors")
-        save_file(tensors, tmp_path / files[-1])
+        save_file(tensors, folder / files[-1])
     config = {**TRACER, "transcoders": [*files, files[-1]]}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    kind, layers = read(tmp_path)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_of_gemma_scope_2_as_circuit_tracer_lists_it(tmp_path: Path) -> None:
+    kind, layers = read(scope_folder(tmp_path))
     assert kind == KIND and len(layers) == N_LAYERS
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "activation": "topk"}))
+    with pytest.raises(ValueError, match=r"activation is 'topk', but shard_0\.safetensors is of"):
+        read(tmp_path)
     x = inputs()
     for number, layer in enumerate(layers):
         raw = weights(100 * number)
@@ -180,6 +188,10 @@ TRACER_REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "the stream before attention": (change(feature_input_hook="hook_resid_pre"), "No layer here"),
     "another activation": (change(activation="relu"), "threshold a feature, but the activation is"),
+    "a file twice": (
+        change(transcoders=[f"W_enc_{number}.safetensors" for number in (0, 0, 1)]),
+        "lists W_enc_0.safetensors more than once",
+    ),
     "pooled": (change(activation="batchtopk"), "but the activation is 'batchtopk'"),
 }
 
@@ -319,6 +331,11 @@ MOSS_REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         ),
         r"blocks\.0\.mlp\.hook_in is None",
     ),
+    "a hook that is no text": (
+        lambda config: config["hook_points_in"].__setitem__(0, {"a": 1}),
+        r"hook_points_in is \{'a': 1\}, which is no hook point",
+    ),
+    "width true": (change(d_model=True), "d_model is True; it is a whole number above 0"),
     "gated encoder": (change(use_glu_encoder=True), "use_glu_encoder"),
     "a scale for each token": (change(norm_activation="token-wise"), "token-wise"),
 }
@@ -353,6 +370,9 @@ def test_a_round_trip_through_our_folder_keeps_everything(tmp_path: Path) -> Non
                 assert torch.equal(getattr(before, name), getattr(third, name))
             assert torch.equal(before.activation.threshold, after_.activation.threshold)
             assert after_.reads_stream and after_.after_post_norm
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["input"] == "residual stream before the MLP's norm"
+    assert config["output"].endswith("side by side after the norm that follows it")
 
 
 @pytest.mark.parametrize("flag", ["reads_stream", "after_post_norm"])

@@ -192,6 +192,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no list": (say(transcoders="layer_0.safetensors"), "transcoders is 'layer_0"),
     "empty list": (say(transcoders=[]), r"transcoders is \[\]"),
     "not of the hub": (say(transcoders=["s3://a/b/c.npz"]), "lists s3://a/b/c.npz; read here"),
+    "a file twice": (
+        say(transcoders=["layer_0.safetensors", "./layer_1.safetensors", "layer_1.safetensors"]),
+        "lists layer_1.safetensors more than once",
+    ),
     "half a hub name": (say(transcoders=["hf://a"]), "lists hf://a; read here"),
 }
 
@@ -204,6 +208,31 @@ def test_what_is_not_certain_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read(their_folder(tmp_path / "set", config))
     assert str(tmp_path / "set") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation": ["x"]}, r"activation is \['x'\], but two\.safetensors is of Gemma Scope"),
+        ({"activation": "relu"}, "activation is 'relu', but two"),
+        ({"k": 4}, "k is 4, but two"),
+        ({"activation": "jump_relu"}, ""),
+    ],
+)
+def test_settings_beside_files_of_gemma_scope_are_checked(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    raw = weights(3)
+    raw.pop("skip")
+    tensors = {name.replace("W_", "w_"): tensor for name, tensor in raw.items()}
+    save_file(tensors, tmp_path / "two.safetensors")
+    config = {**CONFIG, "transcoders": ["two.safetensors"], **settings}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path)
+    else:
+        assert len(read(tmp_path)[1]) == 1
 
 
 def test_other_refusals(tmp_path: Path) -> None:

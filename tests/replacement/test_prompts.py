@@ -124,6 +124,22 @@ def test_messages_are_written_down_by_the_template_and_by_nothing_else(
     assert ids_of(tuple(messages), tokenizer, n_context=200) == ids
 
 
+def test_an_answer_goes_on_behind_its_last_character() -> None:
+    """A template that strips messages is refused only where an end was lost."""
+    stripping = gemma(chat_template=CHAT.replace("content }} [", "content | trim }}["))
+    keeping = gemma(chat_template=CHAT)
+    for content in ("(John)", " (John)", "(John) "):
+        answer = [USER, {"role": "assistant", "content": content}]
+        written = "[user] When Mary went [end][assistant] "
+        kept = keeping(written + content, add_special_tokens=False).input_ids
+        assert ids_of(answer, keeping, n_context=200) == kept
+        if content.endswith(" "):
+            with pytest.raises(ValueError, match=r"does not keep the end.*'\(John\) '"):
+                ids_of(answer, stripping, n_context=200)
+        else:
+            assert stripping.decode(ids_of(answer, stripping, n_context=200)).endswith("(John)")
+
+
 def test_a_chat_written_down_by_hand_is_the_same_prompt() -> None:
     """Text that the template made begins with its BOS, and is given no second one."""
     tokenizer = llama(chat_template=CHAT_WITH_BOS)
@@ -219,7 +235,8 @@ REFUSED: dict[str, tuple[Any, str, type[Exception], str]] = {
     "scalar tensor": (torch.tensor(3), "none", TypeError, "text, a list of token ids"),
     "none": (None, "none", TypeError, "got NoneType"),
     "mapping without ids": ({"ids": [1]}, "none", TypeError, r"without input_ids \(keys: ids\)"),
-    "one message": (USER, "words", TypeError, "without input_ids.*list of chat messages"),
+    "one message": (USER, "words", TypeError, r"outside a list\..*\[\{'role'"),
+    "chat in a list": ([[USER]], "chat", ValueError, "a list of 1 chats.*one chat"),
     "chat without tokenizer": ([USER], "none", ValueError, "messages.*without a tokenizer"),
     "chat without template": ([USER], "words", ValueError, "no chat template"),
     "no role": ([{"content": "When"}], "chat", ValueError, r"message 0.*'role' \(keys: content"),

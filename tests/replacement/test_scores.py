@@ -276,7 +276,7 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda run: run.attention_score(0, 0, None, 1), TypeError, "a position is a whole number"),
     (lambda run: run.attention_score(1, 0, 2, 1, side="q"), ValueError, "one of query, key, both"),
     (lambda run: run.attention_score(1, 0, 2, 1, side=None), ValueError, r"side=None\): one of"),
-    (lambda run: run.feature(1, 0, 0, sublayer="attn"), ValueError, "layer 1 is read as"),
+    (lambda run: run.feature(1, 0, 0, sublayer="attn"), ValueError, "layer 1 has features in"),
     (lambda run: run.feature(1, 0, 0, sublayer="mix"), ValueError, r"feature\(sublayer='mix'\)"),
     (lambda run: run.feature(0, 0, 12, sublayer="attn"), IndexError, "layer 0 has 12 Lorsa heads"),
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from replacement.checkpoints.dictionaries import (
 from replacement.checkpoints.files import check_tensors, read_tensors
 from replacement.checkpoints.openmoss.dictionaries import settings, training_scale
 from replacement.checkpoints.openmoss.settings import CONFIG, MEAN_NORM, THRESHOLD, WEIGHTS
+from replacement.checkpoints.places import Place
 from replacement.layers import CrossLayerTranscoder
 from replacement.precision import kept_in
 
@@ -34,6 +35,7 @@ def read_openmoss_across(folder: Path, wanted: Wanted) -> list[CrossLayerTransco
     path, weights = folder / CONFIG, folder / WEIGHTS
     config = settings(path)
     hooks = _hooks(path, config)
+    all_places = [_places(path, number, names, wanted) for number, names in enumerate(hooks)]
     tensors = read_tensors(weights, wanted.device)
     means = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MEAN_NORM)}
     if THRESHOLD in tensors:  # log 0, a feature that is only rectified, is -inf
@@ -56,13 +58,7 @@ def read_openmoss_across(folder: Path, wanted: Wanted) -> list[CrossLayerTransco
         [output for _, output in scales], dtype=torch.float64, device=wanted.device
     )
     layers = []
-    for number, names in enumerate(hooks):
-        places = placed(path, HOOKS, names, wanted)
-        if places[0].layer != number:
-            raise ValueError(
-                f"{path}: {HOOKS[0]} has {names[0]} as number {number}; they are listed from layer "
-                "0 on. Correct them."
-            )
+    for number, places in enumerate(all_places):
         later = [tensors[f"W_D.{to}"][number] for to in range(number, len(hooks))]
         thresholds = tensors[THRESHOLD][number] if THRESHOLD in tensors else None
         parts = {
@@ -80,6 +76,19 @@ def read_openmoss_across(folder: Path, wanted: Wanted) -> list[CrossLayerTransco
         layer = layer.in_units(scales[number][0], output_scales[number:])
         layers.append(in_model_units(path, layer, places[0], wanted))
     return layers
+
+
+def _places(
+    path: Path, number: int, names: tuple[object, object], wanted: Wanted
+) -> tuple[Place, Place]:
+    """Where the part of a layer reads and writes; ValueError unless it is listed in its order."""
+    places = placed(path, HOOKS, names, wanted)
+    if places[0].layer != number:
+        raise ValueError(
+            f"{path}: {HOOKS[0]} has {names[0]} as number {number}; they are listed from layer "
+            "0 on. Correct them."
+        )
+    return places
 
 
 def _hooks(path: Path, config: dict[str, Any]) -> list[tuple[str, str]]:

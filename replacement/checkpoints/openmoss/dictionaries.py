@@ -81,8 +81,9 @@ def settings(path: Path) -> dict[str, Any]:
     for name, value in DEFAULTS.items():
         if isinstance(value, bool) and not isinstance(config[name], bool):
             raise ValueError(f"{path}: {name} is {config[name]!r}; it is true or false.")
-    if not isinstance(config.get("d_model"), int) or config["d_model"] < 1:
-        raise ValueError(f"{path}: d_model is {config.get('d_model')!r}; it is a number above 0.")
+    width = config.get("d_model")
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise ValueError(f"{path}: d_model is {width!r}; it is a whole number above 0.")
     if config["use_glu_encoder"]:
         raise ValueError(
             f"{path}: use_glu_encoder, an encoder that multiplies two products of its input. Its "
