@@ -160,8 +160,7 @@ def trace(
         words = {"--explain": explain, "--minus": minus, "--against": against}
         given = {**words, "--test": test or None}
         with _explained_errors():
-            traced = trace_file(model, Path(prompt), output, given, device, layers, options)
-        _tell(traced)
+            _tell(trace_file(model, Path(prompt), output, given, device, layers, options))
         return
     with _explained_errors():
         if explain is None:
