@@ -64,7 +64,8 @@ def load(
         or a list with one of these, a layer or None (heads) per attention layer. Default: bundled
         Lorsa where there is some, else heads.
     residual
-        What the residual stream is read as: "stream" (not at all, the default), a folder of SAEs,
+        What the residual stream is read as: "stream" (not at all, the default), a folder, short
+        name or hub name of SAEs,
         or a list with one SAE or None per stage: `2 · layer` enters a layer, `2 · layer + 1` its
         MLP, `2 · n_layers` the final norm. Where it is read, the features take its place.
     split

@@ -74,6 +74,9 @@ def test_sublayers_must_add_up_to_the_stream() -> None:
     """A hook that doubles what an MLP adds is nothing the held map knows of."""
     model = tiny("Llama, grouped keys")
     check_rebuilt(ReplacementModel(model))
-    model.model.layers[0].register_forward_hook(lambda _module, _given, out: 2 * out)
-    with pytest.raises(ValueError, match=r"residual stream after layer 0, rebuilt .* are off"):
-        check_rebuilt(ReplacementModel(model))
+    hook = model.model.layers[0].register_forward_hook(lambda _module, _given, out: 2 * out)
+    try:
+        with pytest.raises(ValueError, match=r"residual stream after layer 0, rebuilt .* are off"):
+            check_rebuilt(ReplacementModel(model))
+    finally:
+        hook.remove()
