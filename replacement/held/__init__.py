@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from replacement.held.attention import HeldAttentionSAE, HeldLorsa
 from replacement.held.features import FeatureNodes, HeldFeatures
-from replacement.held.heads import HeadPassage, HeldHeads
+from replacement.held.heads import HeadNodes, HeadPassage, HeldHeads
 from replacement.held.mlp import HeldHalves, HeldMLP
 from replacement.held.passing import Cone, Passage, Scratch
 from replacement.held.stream import NAMES, HeldStream
@@ -76,6 +76,7 @@ __all__ = [
     "FeatureNodes",
     "Gate",
     "Gradients",
+    "HeadNodes",
     "HeadPassage",
     "HeldAttentionSAE",
     "HeldFeatures",

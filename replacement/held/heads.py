@@ -141,55 +141,37 @@ class HeadPassage(Passage):
         return (factor[..., None] * self.values(written)).flatten(1) @ self.reading.T
 
 
-class HeldHeads(Sublayer):
-    """An attention layer as heads, one vector-valued node per position and head."""
+class HeadNodes(Sublayer):
+    """Heads as vector-valued nodes, one per position and head, of one run or of two."""
 
     name, node_kind, local, dense = "attn", "head", False, False
     always = None
 
-    def __init__(self, layer: int, run: AttentionRun, weights: LayerWeights) -> None:
-        assert run.mixed is not None, "heads are nodes, so their values were recorded"
+    def __init__(
+        self,
+        layer: int,
+        weights: HeadWeights,
+        mixed: Float[Tensor, "pos head d_head"],
+        joint: Joint,
+        output: Float[Tensor, "pos d_model"],
+        error: Float[Tensor, "pos d_model"],
+    ) -> None:
+        """`mixed`: what every head adds before W_O."""
         self.layer, self.reads_at, self.write_stages = layer, 2 * layer, (2 * layer + 1,)
-        self.joint = Joint(weights.attention_writes_through, run.post_scale)
-        self.run, self.heads, self.mixed = run, weights.heads, run.mixed
-        self.held = HeldPatterns(run, weights.heads, weights.attention_norm)
-        self.n_pos, self.n_heads = run.mixed.shape[:2]
+        self.head_weights, self.mixed, self.joint = weights, mixed, joint
+        self.n_pos, self.n_heads = mixed.shape[:2]
         self.n_nodes = self.n_pos * self.n_heads
-        self.output, self.error = run.output, run.error
-        self.write_bias = self.joint.bias(self.heads.output_bias, self.error)
-
-    def step(self, gradients: Gradients, gate: Gate) -> Step:
-        reading = self.held.reading(self.joint.back(gradients[0]))
-        attribution = (reading * self.mixed).sum(-1).flatten()
-        keep = gate(attribution)
-        carried, constants = self.held.carry(reading * keep.view(self.n_pos, self.n_heads, 1))
-        return Step(attribution, keep, carried, constants)
-
-    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        query, head = nodes // self.n_heads, nodes % self.n_heads
-        output, gradient = self.heads.output_of_head, self.joint.back(gradients[0])
-        reading = gradient.new_empty(len(nodes), output.shape[1])
-        vector = gradient.new_empty(len(nodes), gradient.shape[-1])
-        for number in head.unique().tolist():
-            here = head == number
-            reading[here] = gradient[query[here]] @ output[number].T
-            vector[here] = self.held.read_vectors(reading[here], number)
-        pattern = self.run.pattern[head, query]
-        constant = (reading * self.held.constant_values[head]).sum(-1) * pattern.sum(-1)
-        return Reads(vector[:, None], (pattern / self.run.scale)[:, None], constant)
+        self.output, self.error = output, error
 
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         assert stage == self.writes_at, "heads write to one stage"
         pos, head = nodes // self.n_heads, nodes % self.n_heads
-        mixed = self.mixed[pos, head]
-        output = self.heads.output_of_head
-        written = mixed.new_empty(len(nodes), output.shape[-1])
+        made = self.mixed[pos, head]
+        output = self.head_weights.output_of_head
+        written = made.new_empty(len(nodes), output.shape[-1])
         for number in head.unique().tolist():
-            written[head == number] = mixed[head == number] @ output[number]
+            written[head == number] = made[head == number] @ output[number]
         return self.joint.forward(written, pos)
-
-    def passage(self) -> HeadPassage:
-        return HeadPassage(self.held, self.joint)
 
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
         activation = self.writes(nodes, self.writes_at).norm(dim=-1)
@@ -203,3 +185,37 @@ class HeldHeads(Sublayer):
     def find(self, kind: str, pos: int, index: int) -> int:
         exists = kind == "head" and 0 <= pos < self.n_pos and 0 <= index < self.n_heads
         return pos * self.n_heads + index if exists else -1
+
+
+class HeldHeads(HeadNodes):
+    """An attention layer as heads, one vector-valued node per position and head."""
+
+    def __init__(self, layer: int, run: AttentionRun, weights: LayerWeights) -> None:
+        assert run.mixed is not None, "heads are nodes, so their values were recorded"
+        joint = Joint(weights.attention_writes_through, run.post_scale)
+        super().__init__(layer, weights.heads, run.mixed, joint, run.output, run.error)
+        self.run, self.held = run, HeldPatterns(run, weights.heads, weights.attention_norm)
+        self.write_bias = joint.bias(weights.heads.output_bias, run.error)
+
+    def step(self, gradients: Gradients, gate: Gate) -> Step:
+        reading = self.held.reading(self.joint.back(gradients[0]))
+        attribution = (reading * self.mixed).sum(-1).flatten()
+        keep = gate(attribution)
+        carried, constants = self.held.carry(reading * keep.view(self.n_pos, self.n_heads, 1))
+        return Step(attribution, keep, carried, constants)
+
+    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
+        query, head = nodes // self.n_heads, nodes % self.n_heads
+        output, gradient = self.head_weights.output_of_head, self.joint.back(gradients[0])
+        reading = gradient.new_empty(len(nodes), output.shape[1])
+        vector = gradient.new_empty(len(nodes), gradient.shape[-1])
+        for number in head.unique().tolist():
+            here = head == number
+            reading[here] = gradient[query[here]] @ output[number].T
+            vector[here] = self.held.read_vectors(reading[here], number)
+        pattern = self.run.pattern[head, query]
+        constant = (reading * self.held.constant_values[head]).sum(-1) * pattern.sum(-1)
+        return Reads(vector[:, None], (pattern / self.run.scale)[:, None], constant)
+
+    def passage(self) -> HeadPassage:
+        return HeadPassage(self.held, self.joint)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.families import HeadWeights
-from replacement.held import FeatureNodes, Gate, Gradients, Joint, NodeRows, Step, Sublayer
+from replacement.held import FeatureNodes, Gate, Gradients, HeadNodes, Joint, Step
 from replacement.layers import AttentionSAE
 from replacement.secant.looking import SecantLook, secant_look
 from replacement.secant.mlp import Change
@@ -94,29 +94,17 @@ class HeadReader:
             reading, key_head = self.reading[:, head], head // look.group
             by_value = reading @ values[:, head // heads.weights.group].T
             found["v"] += by_value * heads.pattern[head, self.query][:, pos]
-            at_scores = self._at_scores(head, reading)
+            at_scores = look.at_scores_of(head, self.query, reading @ heads.value[:, head].T)
             at_query = at_scores @ look.key.mean[key_head]
             found["q"] += (at_query @ asked[head].T) * here
             by_key = look.query.mean[head, self.query] @ offered[key_head].T
             found["k"] += by_key * at_scores[:, pos]
         return found
 
-    def _at_scores(
-        self, head: int, reading: Float[Tensor, "node d_head"]
-    ) -> Float[Tensor, "node key"]:
-        """The derivative at one head's scores of every node's query."""
-        look = self.heads.look
-        weight = look.softmax.weight[head, self.query]
-        at_pattern = reading @ self.heads.value[:, head].T
-        rate = look.rate[head, self.query] if isinstance(look.rate, Tensor) else look.rate
-        return type(look.softmax)(weight).back(at_pattern) * rate
 
-
-class SecantHeadNodes(Sublayer):
+class SecantHeadNodes(HeadNodes):
     """An attention layer between two runs, one vector-valued node per position and head."""
 
-    name, node_kind, local, dense = "attn", "head", False, False
-    always = write_bias = None
     constants_are = "switch"
     looks = True
 
@@ -128,11 +116,8 @@ class SecantHeadNodes(Sublayer):
         written: tuple[Float[Tensor, "pos d_model"], Float[Tensor, "pos d_model"]],
     ) -> None:
         """`written`: Δoutput and Δerror."""
-        self.layer, self.reads_at, self.write_stages = layer, 2 * layer, (2 * layer + 1,)
-        self.heads, self.joint = heads, joint
-        self.output, self.error = written
-        self.n_pos, self.n_heads = heads.mixed.shape[:2]
-        self.n_nodes = self.n_pos * self.n_heads
+        super().__init__(layer, heads.weights, heads.mixed, joint, *written)
+        self.heads, self.write_bias = heads, None
 
     @property
     def look(self) -> SecantLook:
@@ -159,29 +144,6 @@ class SecantHeadNodes(Sublayer):
         rows = torch.arange(len(nodes), device=nodes.device)
         reading[rows, head] = self._reading(gradients)[query, head]
         return HeadReader(self.heads, query, reading, reading.new_zeros(len(nodes)))
-
-    def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
-        assert stage == self.writes_at, "heads write to one stage"
-        pos, head = nodes // self.n_heads, nodes % self.n_heads
-        made = self.heads.mixed[pos, head]
-        output = self.heads.weights.output_of_head
-        written = made.new_empty(len(nodes), output.shape[-1])
-        for number in head.unique().tolist():
-            written[head == number] = made[head == number] @ output[number]
-        return self.joint.forward(written, pos)
-
-    def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
-        activation = self.writes(nodes, self.writes_at).norm(dim=-1)
-        kinds = ["head"] * len(nodes)
-        return NodeRows(kinds, nodes // self.n_heads, nodes % self.n_heads, activation)
-
-    def positions(self) -> Int[Tensor, " node"]:
-        places = torch.arange(self.n_pos, device=self.error.device)
-        return places.repeat_interleave(self.n_heads)
-
-    def find(self, kind: str, pos: int, index: int) -> int:
-        exists = kind == "head" and 0 <= pos < self.n_pos and 0 <= index < self.n_heads
-        return pos * self.n_heads + index if exists else -1
 
 
 class SecantAttentionSAE(FeatureNodes):

@@ -69,6 +69,16 @@ class SecantLook:
         """Return the derivative at products of queries and keys from that at patterns."""
         return self.softmax.back(gradient) * self.rate
 
+    def at_scores_of(
+        self,
+        head: int | Int[Tensor, " node"],
+        query: Int[Tensor, " node"],
+        gradient: Float[Tensor, "node key"],
+    ) -> Float[Tensor, "node key"]:
+        """Return the same for nodes at single queries, of one head or of a head each."""
+        rate = self.rate[head, query] if isinstance(self.rate, Tensor) else self.rate
+        return SecantSoftmax(self.softmax.weight[head, query]).back(gradient) * rate
+
     def back(self, at_scores: Float[Tensor, "head query key"]) -> Float[Tensor, "pos d_model"]:
         """Return the derivative at the normed inputs, through queries and keys."""
         keys = self.key.mean.repeat_interleave(self.group, dim=0)

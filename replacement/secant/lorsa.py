@@ -93,7 +93,8 @@ class LorsaReader:
         normed = self.lorsa.entrance.forward(vectors, pos)
         head = lorsa.pattern_of(self.index)
         by_value = (self.coefficient[:, None] * lorsa.read[self.index]) @ normed.T
-        at_scores = self._at_scores(head)
+        at_pattern = self.coefficient[:, None] * self.lorsa.value[:, self.index].T
+        at_scores = look.at_scores_of(head, self.query, at_pattern)
         asked, offered = look.query.forward(normed, pos), look.key.forward(normed, pos)
         found = {
             "v": by_value * self.lorsa.pattern[head, self.query][:, pos],
@@ -109,11 +110,3 @@ class LorsaReader:
             by_key = look.query.mean[number, query] @ offered[key_head].T
             found["k"][of_head] = by_key * at_scores[of_head][:, pos]
         return found
-
-    def _at_scores(self, head: Int[Tensor, " node"]) -> Float[Tensor, "node key"]:
-        """The derivative at the scores of every node's query-key head and query."""
-        look = self.lorsa.look
-        weight = look.softmax.weight[head, self.query]
-        at_pattern = self.coefficient[:, None] * self.lorsa.value[:, self.index].T
-        rate = look.rate[head, self.query] if isinstance(look.rate, Tensor) else look.rate
-        return type(look.softmax)(weight).back(at_pattern) * rate
