@@ -121,10 +121,11 @@ def direct_effects(
     is its pre-activation. With all sources a row sums to it: identity 3 of docs/design.md.
 
     `targets`: all active features, neurons and Lorsa heads (None); chosen ones, given for every
-    sublayer of `run.sublayers` as a mask, node numbers or None; or targets made by `run.logit` and
-    the like. `sources`: nodes likewise; what is no node is always there. `via="head"` splits every
-    effect by the first head that reads what the source wrote; what passes none is the "bypass". It
-    takes as much memory again for every head of the model, so choose targets for it.
+    sublayer of `run.sublayers` as a mask, node numbers or None; targets made by `run.logit` and the
+    like; or both in one list, which is faster than two calls. `sources`: nodes as above; what is no
+    node is always there. `via="head"` splits every effect by the first head that reads what the
+    source wrote; what passes none is the "bypass". It takes as much memory again for every head of
+    the model, so choose targets for it.
 
     `precision="bf16"` rounds the factors of a float32 run's large matrix products to bfloat16,
     which is faster on processors with units for that and changes nothing on others: effects are

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attribution.effect_sources import ENTERING, Columns
-from attribution.effect_targets import Rows
-from replacement.held import Cone, Passage, Scratch, Sublayer
+from attribution.effect_targets import Rows, Start, start_of
+from replacement.held import Cone, HeadPassage, LowRank, Passage, Scratch, Sublayer
 
 BATCH_ROWS = 4096
 """Vectors carried at once: enough for a matrix product to run at full speed."""
@@ -77,16 +77,16 @@ class EffectRows:
     def blocks(self, groups: Sequence[Rows]) -> Iterator[tuple[Rows, Block]]:
         """Yield every group of rows, or a part of one, with its block of effects."""
         for batch in self.batches(groups):
-            effects = self._carry(batch)
-            for rows, found in zip(
-                batch, effects.split([len(rows) for rows in batch]), strict=True
-            ):
+            start, sizes = start_of(batch), [len(rows) for rows in batch]
+            effects = self._carry(batch, start)
+            parts = zip(batch, effects.split(sizes), start.constant.split(sizes), strict=True)
+            for rows, found, constant in parts:
                 seen = self._seen(rows)
                 values = found.new_empty(
                     len(rows), 1 + sum(part.stop - part.start for part in seen)
                 )
                 torch.cat([found[:, part] for part in seen], dim=1, out=values[:, :-1])
-                values[:, -1] = rows.constant
+                values[:, -1] = constant
                 yield rows, Block(rows.row, self._numbers(seen), values)
 
     def width(self, rows: Rows) -> int:
@@ -134,9 +134,9 @@ class EffectRows:
             for part in range(ENTERING, rows.stage)
         ]
 
-    def _carry(self, batch: list[Rows]) -> Float[Tensor, "row column"]:
+    def _carry(self, batch: list[Rows], start: Start) -> Float[Tensor, "row column"]:
         """Go down the stages with a batch: rows of one stage, local, or one group."""
-        carried, last = _Carried(batch, self.scratch), batch[0].stage
+        carried, last = _Carried(batch, start.vector, self.scratch), batch[0].stage
         n_rows = sum(len(rows) for rows in batch)
         effects = self.scratch.take("effects", n_rows, self._below(last)).zero_()
         for stage in range(last, -1, -1):
@@ -154,21 +154,22 @@ class EffectRows:
 class _Carried:
     """The cotangents of a batch: one vector a row, or one a row and position once spread."""
 
-    def __init__(self, batch: list[Rows], scratch: Scratch) -> None:
+    def __init__(
+        self, batch: list[Rows], vector: Float[Tensor, "row d_model"] | None, scratch: Scratch
+    ) -> None:
         self.batch, self.scratch = batch, scratch
         self.cones = [Cone(len(rows), rows.n_pos) for rows in batch]
-        self.local = batch[0].local
-        self.gradient = (
-            torch.cat([rows.vector() for rows in batch]) if self.local else self._table()
-        )
-        if not self.local:
-            self.gradient.zero_()
+        self.local = vector is not None
+        self.gradient = self._table().zero_() if vector is None else vector
+        self.sorted: Tensor | None = None
+        """A table over positions by position, while that is as it was."""
+        self.few: LowRank | None = None
+        """The same as few vectors a target, between the first heads and the next."""
         self.later: dict[int, Tensor] = {}
         """By stage: what joins there, of sublayers that read further down than they write."""
 
     def _table(self) -> Float[Tensor, "row d_model"]:
-        width = self.batch[0].seeds[self.batch[0].stage].vector.shape[-1]
-        return self.scratch.take("gradient", sum(b * n for b, n in self.cones), width)
+        return self.scratch.take("gradient", sum(b * n for b, n in self.cones), self.scratch.width)
 
     def _views(self, table: Tensor) -> list[Float[Tensor, "target pos d_model"]]:
         sizes = [n_targets * n_pos for n_targets, n_pos in self.cones]
@@ -186,40 +187,52 @@ class _Carried:
                 start, end = end, end + n_targets
                 yield n_pos - 1, slice(start, end), self.gradient[start:end]
             return
-        for pos in range(self.cones[0].n_pos):
-            count = sum(n_targets for n_targets, n_pos in self.cones if n_pos > pos)
-            here = self.scratch.take("here", count, self.gradient.shape[-1])
-            torch.index_select(self.gradient, 0, self._first_rows[:count] + pos, out=here)
-            yield pos, slice(0, count), here
+        order, counts = self._order
+        if self.sorted is None:
+            self.sorted = self.scratch.take("sorted by position", *self.gradient.shape)
+            torch.index_select(self.gradient, 0, order, out=self.sorted)
+        for pos, here in enumerate(self.sorted.split(counts)):
+            yield pos, slice(0, counts[pos]), here
 
     @cached_property
-    def _first_rows(self) -> Int[Tensor, " target"]:
-        """Of every target: its first row in a table over positions."""
-        sizes = [n_pos for n_targets, n_pos in self.cones for _ in range(n_targets)]
-        ends = torch.tensor(sizes, device=self.gradient.device).cumsum(0)
-        return ends - ends.new_tensor(sizes)
+    def _order(self) -> tuple[Int[Tensor, " row"], list[int]]:
+        """The rows of a table over positions by position, then target; how many a position has."""
+        sizes = torch.tensor([n_pos for n_targets, n_pos in self.cones for _ in range(n_targets)])
+        first = sizes.cumsum(0) - sizes
+        there = torch.arange(self.cones[0].n_pos)[:, None] < sizes
+        pos, target = there.nonzero().unbind(1)
+        return (first[target] + pos).to(self.gradient.device), there.sum(1).tolist()
 
     def enter(self, stage: int) -> None:
         """Add what joins at a stage."""
         if stage in self.later:
-            self.gradient += self.later.pop(stage)
-        if not self.local and stage in self.batch[0].seeds:
-            (view,) = self._views(self.gradient)
+            self._change().add_(self.later.pop(stage))
+        if not self.local and stage in self.batch[0].stages:
+            (view,) = self._views(self._change())
             view += self.batch[0].spread(stage)
+
+    def _change(self) -> Tensor:
+        """The cotangents, about to be added to."""
+        self.sorted = self.few = None
+        return self.gradient
 
     def past(self, passage: Passage, stage: int, reads_at: int, precision: str) -> None:
         """Carry past the sublayer that writes at `stage`, through what it lets pass."""
-        before = self.gradient
+        before, few = self.gradient, self.few
         if self.local and passage.spreads:
             self._spread()
         if reads_at == stage - 1:
-            onto = self.gradient
+            onto = self._change()
         else:
             onto = self.later.setdefault(reads_at, torch.zeros_like(self.gradient))
         if before is not self.gradient or self.local:
-            passage.first(before, self.cones, onto)
-        else:
-            with products_in(precision):
+            made = passage.first(before, self.cones, onto)
+            self.few = made if onto is self.gradient and not self.later else None
+            return
+        with products_in(precision):
+            if few is not None and isinstance(passage, HeadPassage):
+                passage.second(few, self.cones, onto, self.scratch)
+            else:
                 passage.back(before, self.cones, onto, self.scratch)
 
     def _spread(self) -> None:

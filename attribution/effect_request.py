@@ -2,8 +2,8 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ class Asked:
 
     def _fixed(self) -> int:
         """Numbers there are whatever the batches: what rows read, columns wrote, heads pass."""
-        reads = sum(one.vector.numel() for rows in self.groups for one in rows.seeds.values())
+        given = [rows.source for rows in self.groups if isinstance(rows.source, Mapping)]
+        reads = sum(one.vector.numel() for source in given for one in source.values())
         written = sum(
             vectors.numel() for stage in self.columns.writes for at in stage for *_, vectors in at
         )
@@ -155,12 +156,7 @@ def asked_of(
     sublayers = run.sublayers
     _refuse_uncovered(sublayers)
     chosen = _nodes(run, sources, "sources")
-    if isinstance(targets, Target):
-        targets = [targets]
-    if _are_targets(targets):
-        table, groups = rows_of_targets(_of_run(run, targets))
-    else:
-        table, groups = rows_of_nodes(sublayers, _nodes(run, targets, "targets"))
+    table, groups = _rows_asked(run, targets)
     passages = [layer.passage() for layer in sublayers]
     columns = columns_of(run, chosen, passages, ahead=via is None)
     rows = EffectRows(sublayers, columns, passages, precision=precision)
@@ -186,9 +182,24 @@ def _refuse_uncovered(sublayers: Sequence[Sublayer]) -> None:
             )
 
 
-def _are_targets(given: Any) -> bool:
-    is_list = isinstance(given, Sequence) and len(given) > 0
-    return is_list and all(isinstance(one, Target) for one in given)
+def _rows_asked(run: Run, given: Any) -> tuple[pd.DataFrame, list[Rows]]:
+    """Rows of nodes, of targets, or of nodes and then of targets."""
+    if isinstance(given, Target):
+        given = [given]
+    made = []
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        made = [one for one in given if isinstance(one, Target)]
+        if made:
+            given = [one for one in given if not isinstance(one, Target)]
+    if made and not given:
+        return rows_of_targets(_of_run(run, made))
+    table, groups = rows_of_nodes(run.sublayers, _nodes(run, given, "targets"))
+    if not made:
+        return table, groups
+    count = len(table)
+    others, more = rows_of_targets(_of_run(run, made))
+    later = [replace(rows, row=rows.row + count) for rows in more]
+    return pd.concat([table, others], ignore_index=True), groups + later
 
 
 def _of_run(run: Run, targets: Sequence[Any]) -> list[Target]:
@@ -222,7 +233,7 @@ def _nodes(run: Run, given: Any, name: str) -> list[Int[Tensor, " _"]]:
 
 
 _TARGETS_TOO = {
-    "targets": ", or targets made by run.logit(...), run.feature(...) and the like, and no others.",
+    "targets": ", or targets made by run.logit(...), run.feature(...) and the like, or both.",
     "sources": ".",
 }
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from replacement.held import Passage, Sublayer
+from replacement.held import HeadPassage, Passage, Sublayer
 from replacement.run import Run
 
 ENTERING = -1
@@ -41,7 +41,7 @@ class Columns:
 
     table: pd.DataFrame
     """kind, layer, sublayer, pos, index, activation: one row a column."""
-    starts: list[Int[Tensor, " pos_plus_one"]]
+    starts: list[list[int]]
     """Of every part, `ENTERING` last: its columns at position p are `starts[p]:starts[p + 1]`."""
     writes: list[list[list[Writes]]]
     """By stage and position."""
@@ -58,7 +58,7 @@ class Columns:
     def within(self, part: int, first: int, end: int) -> slice:
         """Return the columns of a part at positions `first` to `end - 1`."""
         starts = self.starts[part]
-        return slice(int(starts[first]), int(starts[end]))
+        return slice(starts[first], starts[end])
 
 
 class _Part(NamedTuple):
@@ -93,7 +93,7 @@ def columns_of(
     starts, nodes_at, numbers, count = [], [], [], 0
     for number, part in enumerate(parts, start=ENTERING):
         bounds = torch.searchsorted(part.pos, torch.arange(n_pos + 1))
-        starts.append(bounds + count)
+        starts.append((bounds + count).tolist())
         numbers += [number] * len(part.pos)
         nodes_at.append(part.nodes + count)
         for stage, (rows, vectors) in part.at.items():
@@ -125,13 +125,11 @@ def _add_images(writes: list[list[list[Writes]]], entering: _Part, passage: Pass
     _, vectors = entering.at[0]
     n_pos = len(writes[0])
     size = n_pos * vectors.numel() // 2 * vectors.element_size()
-    if passage is None or not passage.spreads or size > IMAGE_BYTES:
+    if not isinstance(passage, HeadPassage) or size > IMAGE_BYTES:
         return False
-    pos = entering.pos.to(vectors.device)
-    for query in range(n_pos):
-        end = int((entering.pos <= query).sum())
-        image = passage.ahead(vectors[:end], pos[:end], query)
-        writes[1][query].append(Writes(ENTERING, slice(0, end), image))
+    images = passage.ahead(vectors, entering.pos.to(vectors.device))
+    for at_query, image in zip(writes[1], images, strict=True):
+        at_query.append(Writes(ENTERING, slice(0, len(image)), image))
     return True
 
 

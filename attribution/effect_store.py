@@ -128,9 +128,10 @@ def manifest_of(
     table, groups = targets
     reads = hashlib.sha256(_bytes(table))
     for rows in groups:
-        for stage, seed in sorted(rows.seeds.items()):
+        for stage in rows.stages:
+            seed = rows.reads(stage)
             reads.update(f"{stage} {rows.n_pos}".encode())
-            for part in (rows.constant, seed.vector, seed.factor):
+            for part in (seed.constant, seed.vector, seed.factor):
                 reads.update(part.cpu().contiguous().numpy().data)
     about = [run.model.name, run.model.read_as, run.errors, str(run.logits.dtype)]
     held = hashlib.sha256(json.dumps([about, run.token_ids.tolist()]).encode())

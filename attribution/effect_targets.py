@@ -5,8 +5,9 @@ feature of an MLP, or a logit, starts at one position ("local"); a Lorsa head, a
 attention's output, or a combination of targets starts at several ("spread").
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -20,45 +21,100 @@ from replacement.target import Target
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows that start at the same place, all positions after it left out."""
+    """Rows that start at the same place, all positions after it left out.
+
+    What nodes read is looked up in their layer when it is needed, and not kept.
+    """
 
     row: Int[Tensor, " row"]
     """Their numbers in the table of targets."""
     n_pos: int
-    seeds: dict[int, Reads]
-    """By stage: what they read there. `local` ones have a single seed of one part."""
+    stages: tuple[int, ...]
+    """Where they read, in order. `local` ones read one stage at one position."""
     local: bool
-    constant: Float[Tensor, " row"]
+    source: "NodesAt | Mapping[int, Reads]"
+    """Features that they are, or how they read by stage."""
     through_heads: bool = False
     """True for features of attention's output: the parts they read by are their layer's heads."""
 
     @property
     def stage(self) -> int:
         """The last stage they read."""
-        return max(self.seeds)
+        return self.stages[-1]
 
     def __len__(self) -> int:
         return len(self.row)
 
-    def vector(self) -> Float[Tensor, "row d_model"]:
-        """Return what local rows read of the stream at their position."""
-        (reads,) = self.seeds.values()
-        return reads.vector[:, 0] * reads.factor[:, 0, self.n_pos - 1, None]
+    def reads(self, stage: int) -> Reads:
+        """Return how they read one of their stages."""
+        return self.source.reads() if isinstance(self.source, NodesAt) else self.source[stage]
 
     def spread(self, stage: int) -> Float[Tensor, "row pos d_model"]:
         """Return what rows read of the stream at one stage."""
-        reads = self.seeds[stage]
+        reads = self.reads(stage)
         return reads.factor[:, :, : self.n_pos].transpose(1, 2) @ reads.vector
 
     def split(self, most: int) -> Iterator["Rows"]:
         """Yield the rows, at most so many together."""
+        if len(self) <= most:
+            yield self
+            return
         for start in range(0, len(self), most):
             some = slice(start, start + most)
-            seeds = {
-                stage: Reads(reads.vector[some], reads.factor[some], reads.constant[some])
-                for stage, reads in self.seeds.items()
-            }
-            yield replace(self, row=self.row[some], seeds=seeds, constant=self.constant[some])
+            if isinstance(self.source, NodesAt):
+                source = self.source.only(some)
+            else:
+                source = {
+                    stage: Reads(reads.vector[some], reads.factor[some], reads.constant[some])
+                    for stage, reads in self.source.items()
+                }
+            yield replace(self, row=self.row[some], source=source)
+
+
+class NodesAt(NamedTuple):
+    """Features of one sublayer at positions."""
+
+    layer: HeldFeatures
+    pos: Int[Tensor, " node"]
+    index: Int[Tensor, " node"]
+
+    def only(self, some: slice) -> "NodesAt":
+        """Return some of them."""
+        return NodesAt(self.layer, self.pos[some], self.index[some])
+
+    def reads(self) -> Reads:
+        """Return how they read."""
+        return self.layer.reads_of(self.pos, self.index)
+
+
+class Start(NamedTuple):
+    """Where a batch of rows starts: what local ones read, and the constants of any."""
+
+    vector: Float[Tensor, "row d_model"] | None
+    constant: Float[Tensor, " row"]
+
+
+def start_of(batch: Sequence[Rows]) -> Start:
+    """Return what a batch starts with; rows of one sublayer are looked up at once."""
+    first, pos = batch[0].source, []
+    if isinstance(first, NodesAt) and all(_of_layer(rows, first.layer) for rows in batch):
+        nodes = [rows.source for rows in batch if isinstance(rows.source, NodesAt)]
+        at = torch.cat([one.pos for one in nodes])
+        found = [NodesAt(first.layer, at, torch.cat([one.index for one in nodes])).reads()]
+    else:
+        found = [rows.reads(rows.stage) for rows in batch]
+    constant = torch.cat([reads.constant for reads in found])
+    if not batch[0].local:
+        return Start(None, constant)
+    pos = torch.cat([torch.full((len(rows),), rows.n_pos - 1) for rows in batch])
+    vector = torch.cat([reads.vector[:, 0] for reads in found])
+    factor = torch.cat([reads.factor[:, 0] for reads in found])
+    at = pos.to(factor.device)[:, None]
+    return Start(vector * factor.gather(1, at), constant)
+
+
+def _of_layer(rows: Rows, layer: HeldFeatures) -> bool:
+    return isinstance(rows.source, NodesAt) and rows.source.layer is layer
 
 
 def rows_of_nodes(
@@ -85,11 +141,10 @@ def rows_of_nodes(
         )
         for pos in named.pos.unique().tolist():
             here = (named.pos == pos).nonzero().flatten()
-            reads = layer.reads_of(named.pos[here], named.index[here])
-            seeds = {layer.reads_at: reads}
+            source = NodesAt(layer, named.pos[here], named.index[here])
             through = isinstance(layer, HeldAttentionSAE)
-            row = here.cpu() + count
-            groups.append(Rows(row, pos + 1, seeds, layer.local, reads.constant, through))
+            row, stages = here.cpu() + count, (layer.reads_at,)
+            groups.append(Rows(row, pos + 1, stages, layer.local, source, through))
         count += len(nodes)
     return _joined(tables), groups
 
@@ -138,7 +193,7 @@ def _seeded(
                 if seed.stage == stage:
                     vector[row, at.index(seed.pos)] += seed.vector
         seeds[stage] = Reads(vector, factor, constant)
-    return Rows(numbers, n_pos, seeds, len(places) == 1, constant)
+    return Rows(numbers, n_pos, tuple(sorted(seeds)), len(places) == 1, seeds)
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from torch import Tensor
 from attribution.effect_blocks import Block
 from attribution.effect_sources import Columns
 from attribution.effect_targets import Rows
-from replacement.held import Cone, HeadPassage, Passage, Scratch, Sublayer
+from replacement.held import Cone, HeadPassage, Passage, Scratch, SkipPassage, Sublayer
 
 BYPASS = "bypass"
 
@@ -41,15 +41,15 @@ class FirstHeads:
         """Return the effects of a block, way by way."""
         columns, images = self.columns, self._images(rows.stage)
         made = block.values.new_zeros(len(self.names), *block.values.shape)
-        made[-1, :, -1] = rows.constant
+        made[-1, :, -1] = rows.reads(rows.stage).constant
         gradient = block.values.new_zeros(len(rows), rows.n_pos, images[0].shape[-1])
         cone, scratch = [Cone(len(rows), rows.n_pos)], Scratch(gradient)
         later: dict[int, Tensor] = {}
         for stage in range(rows.stage, -1, -1):
             gradient = gradient + later.pop(stage, 0)
-            if stage in rows.seeds:
+            if stage in rows.stages:
                 seen = block.column[columns.part[block.column] < stage]
-                vector, factor = rows.seeds[stage].vector, rows.seeds[stage].factor
+                vector, factor, *_ = rows.reads(stage)
                 for part, way in enumerate(self._ways_of_seed(rows, vector.shape[1])):
                     read = vector[:, part] @ images[stage][seen].T
                     made[way, :, : len(seen)] += read * factor[:, part, columns.pos[seen]]
@@ -88,13 +88,10 @@ class FirstHeads:
         for stage in range(last + 1):
             current = current.clone()
             passage = self.passages[stage - 1] if stage else None
-            if passage is not None and not passage.spreads:
+            if isinstance(passage, SkipPassage):
                 reads_at = self.sublayers[stage - 1].reads_at
-                below = columns.part < reads_at
-                for pos in range(len(like)):
-                    here = (below & (columns.pos == pos)).nonzero().flatten()
-                    written = images[reads_at][here]
-                    current[here] += passage.ahead(written, columns.pos[here], pos)
+                below = (columns.part < reads_at).nonzero().flatten()
+                current[below] += passage.ahead(images[reads_at][below], columns.pos[below])
             for writes in columns.writes[stage]:
                 for _, which, vectors in writes:
                     current[which] += vectors

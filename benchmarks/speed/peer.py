@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -46,9 +46,9 @@ class Ours:
 
     run: Run
     chosen: list[Tensor]
-    features: DirectEffects
+    effects: DirectEffects
+    """On features, then on logits."""
     matrix: csr_array
-    """Rows of features, then of logits."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,9 @@ def turn(model: ReplacementModel, ids: Tensor, theirs: dict[str, Tensor]) -> Our
     """Return the rows of their nodes and logits, from token ids to a matrix."""
     run = model.run(ids)
     chosen, _ = nodes_of(run, theirs["features"])
-    features = direct_effects(run, chosen)
     logits = [run.logit(token).centered() for token in theirs["logits"].tolist()]
-    to_logits = direct_effects(run, logits)
-    matrix = csr_array(vstack([features.matrix(), to_logits.matrix()]))
-    return Ours(run, chosen, features, matrix)
+    effects = direct_effects(run, [*chosen, *logits])
+    return Ours(run, chosen, effects, effects.matrix())
 
 
 def differences(ours: Ours, theirs: dict[str, Tensor]) -> dict[str, float]:
@@ -151,8 +149,8 @@ def differences(ours: Ours, theirs: dict[str, Tensor]) -> dict[str, float]:
     they leave out, and what they have no nodes for are left out of ours.
     """
     _, common = nodes_of(ours.run, theirs["features"])
-    sources, n_pos = ours.features.sources, len(ours.run.tokens)
-    nodes = [columns[some] for columns, some in zip(ours.features.nodes, ours.chosen, strict=True)]
+    sources, n_pos = ours.effects.sources, len(ours.run.tokens)
+    nodes = [columns[some] for columns, some in zip(ours.effects.nodes, ours.chosen, strict=True)]
     place = torch.full((len(ours.run.layers) * n_pos + n_pos,), -1)
     for layer, pos, column in _places(sources, "error"):
         place[layer * n_pos + pos] = column

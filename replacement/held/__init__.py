@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from replacement.held.attention import HeldAttentionSAE, HeldLorsa
 from replacement.held.features import FeatureNodes, HeldFeatures
 from replacement.held.heads import HeadNodes, HeadPassage, HeldHeads
-from replacement.held.mlp import HeldHalves, HeldMLP
-from replacement.held.passing import Cone, Passage, Scratch
+from replacement.held.mlp import HeldHalves, HeldMLP, SkipPassage
+from replacement.held.passing import Cone, LowRank, Passage, Scratch
 from replacement.held.stream import NAMES, HeldStream
 from replacement.held.sublayer import (
     Gate,
@@ -86,11 +86,13 @@ __all__ = [
     "HeldMLP",
     "HeldStream",
     "Joint",
+    "LowRank",
     "NodeRows",
     "Passage",
     "Reader",
     "Reads",
     "Scratch",
+    "SkipPassage",
     "Step",
     "Sublayer",
     "held_sublayers",

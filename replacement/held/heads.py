@@ -1,6 +1,6 @@
 """Attention as the model's own heads, their patterns held."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import einops
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.families.family import HeadWeights
-from replacement.held.passing import Cone, Passage, Scratch
+from replacement.held.passing import Cone, LowRank, Passage, Scratch
 from replacement.held.sublayer import Gate, Gradients, Joint, NodeRows, Reads, Step, Sublayer
 from replacement.layer_run import AttentionRun
 from replacement.norms import Norm
@@ -93,12 +93,13 @@ class HeadPassage(Passage):
         reading = scratch.take("reading", len(gradient), self.reading.shape[1])
         torch.mm(gradient, self.reading, out=reading)
         mixed = scratch.take("mixed", len(gradient), self.value.shape[0])
+        pattern = self.pattern(max(n_pos for _, n_pos in cones))
         end = 0
         for n_targets, n_pos in cones:
             start, end = end, end + n_targets * n_pos
             read = reading[start:end].view(n_targets, n_pos, self.n_value_heads, self.group, -1)
             into = mixed[start:end].view(n_targets, n_pos, self.n_value_heads, -1)
-            into.copy_(torch.einsum("vgqk,bqvgd->bkvd", self.pattern(n_pos), read))
+            into.copy_(torch.einsum("vgqk,bqvgd->bkvd", pattern[..., :n_pos, :n_pos], read))
         onto.addmm_(mixed, self.value)
 
     def first(
@@ -106,20 +107,46 @@ class HeadPassage(Passage):
         gradient: Float[Tensor, "target d_model"],
         cones: Sequence[Cone],
         onto: Float[Tensor, "row d_model"],
-    ) -> None:
+    ) -> LowRank:
         n_targets, width = gradient.shape
         read = (gradient @ self.reading).view(n_targets, self.n_value_heads, self.group, -1)
         by_head = read.permute(1, 2, 0, 3).flatten(1, 2)
         value = self.value.unflatten(0, (self.n_value_heads, -1))
         vectors = torch.bmm(by_head, value).view(self.n_value_heads, self.group, n_targets, width)
         vectors = vectors.permute(2, 0, 1, 3).flatten(1, 2)  # [target, head, d_model]
-        target, end = 0, 0
+        pattern = self.pattern(max(n_pos for _, n_pos in cones))
+        target, end, factors = 0, 0, []
         for count, n_pos in cones:
             start, end = end, end + count * n_pos
-            factor = self.pattern(n_pos)[:, :, -1].flatten(0, 1).T.expand(count, -1, -1)
+            factor = pattern[:, :, n_pos - 1, :n_pos].flatten(0, 1)
             into = onto[start:end].view(count, n_pos, width)
-            into.baddbmm_(factor, vectors[target : target + count])
+            into.baddbmm_(factor.T.expand(count, -1, -1), vectors[target : target + count])
             target += count
+            own = factor.new_zeros(1, n_pos)
+            own[0, -1] = 1
+            factors.append(torch.cat([own, factor]))
+        return LowRank(torch.cat([gradient[:, None], vectors], dim=1), factors)
+
+    def second(
+        self,
+        gradient: LowRank,
+        cones: Sequence[Cone],
+        onto: Float[Tensor, "row d_model"],
+        scratch: Scratch,
+    ) -> None:
+        """Do what `back` does for cotangents of few vectors: only these are multiplied with W_O."""
+        read = (gradient.vector @ self.reading).unflatten(-1, (self.n_value_heads, self.group, -1))
+        pattern = self.pattern(max(n_pos for _, n_pos in cones))
+        mixed = scratch.take("mixed", len(onto), self.value.shape[0])
+        target, end = 0, 0
+        for (count, n_pos), factor in zip(cones, gradient.factors, strict=True):
+            start, end = end, end + count * n_pos
+            weight = factor @ pattern[..., :n_pos, :n_pos]  # value head, group, part, key
+            into = mixed[start:end].view(count, n_pos, self.n_value_heads, -1)
+            of_targets = read[target : target + count]
+            into.copy_(torch.einsum("vgpk,bpvgd->bkvd", weight, of_targets))
+            target += count
+        onto.addmm_(mixed, self.value)
 
     def mixed(
         self, gradient: Float[Tensor, "target pos d_model"]
@@ -135,10 +162,19 @@ class HeadPassage(Passage):
         return values.repeat_interleave(self.group, dim=1)
 
     def ahead(
-        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"], query: int
-    ) -> Float[Tensor, "row d_model"]:
-        factor = self.pattern(query + 1)[:, :, query, pos].flatten(0, 1).T
-        return (factor[..., None] * self.values(written)).flatten(1) @ self.reading.T
+        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"]
+    ) -> Iterator[Float[Tensor, "seen d_model"]]:
+        """Yield, query by query, what vectors written up to there add there: `back`, transposed.
+
+        `pos` is sorted, so that a query sees the first ones.
+        """
+        values, pattern = self.values(written), self.pattern(len(self.run.scale)).flatten(0, 1)
+        ends = torch.searchsorted(
+            pos, torch.arange(pattern.shape[1], device=pos.device), right=True
+        )
+        for query, end in enumerate(ends.tolist()):
+            factor = pattern[:, query, pos[:end]].T[..., None]
+            yield (factor * values[:end]).flatten(1) @ self.reading.T
 
 
 class HeadNodes(Sublayer):

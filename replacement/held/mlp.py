@@ -58,9 +58,10 @@ class SkipPassage(Passage):
         onto += (gradient @ self.matrix) * self.factor[places, None]
 
     def ahead(
-        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"], query: int
+        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"]
     ) -> Float[Tensor, "row d_model"]:
-        return (written @ self.matrix.T) * (self.factor[query] * (pos == query))[:, None]
+        """Return what vectors written at positions add there: `back`, transposed."""
+        return (written @ self.matrix.T) * self.factor[pos, None]
 
 
 class HeldMLP(HeldFeatures):

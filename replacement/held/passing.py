@@ -9,7 +9,7 @@ import abc
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -20,11 +20,20 @@ class Cone(NamedTuple):
     n_pos: int
 
 
+class LowRank(NamedTuple):
+    """Cotangents over positions as `sum over part of factor[part, pos] · vector[target, part]`."""
+
+    vector: Float[Tensor, "target part d_model"]
+    factors: list[Float[Tensor, "part pos"]]
+    """One a cone."""
+
+
 class Scratch:
     """Buffers by name, kept between batches: fresh memory costs more than a product's tenth."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
+        self.width = like.shape[-1]
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -64,14 +73,9 @@ class Passage(abc.ABC):
         gradient: Float[Tensor, "target d_model"],
         cones: Sequence[Cone],
         onto: Float[Tensor, "row d_model"],
-    ) -> None:
+    ) -> "LowRank | None":
         """Add what is carried of cotangents that lie at the last position of their cone only.
 
-        `onto` has one row a target where nothing spreads, else the rows of `back`.
+        `onto` has one row a target where nothing spreads, else the rows of `back`. Returned is the
+        sum of both as few vectors a target, where it spreads.
         """
-
-    @abc.abstractmethod
-    def ahead(
-        self, written: Float[Tensor, "row d_model"], pos: Int[Tensor, " row"], query: int
-    ) -> Float[Tensor, "row d_model"]:
-        """Return what vectors written at positions up to `query` add there: `back`, transposed."""

@@ -49,10 +49,10 @@ MISTAKES = [
         ("logit([2]) belongs to another run", "Make it from the run"),
     ),
     Mistake(
-        "targets and nodes mixed",
+        "targets and too few sublayers' nodes",
         lambda: direct_effects(SKIPS, [SKIPS.logit(1), None, None, None]),
-        TypeError,
-        ("Target(logit([1])", "layer 0 (attn)", "node numbers"),
+        ValueError,
+        ("3 entries", "4 sublayers", "or both"),
     ),
     Mistake("nothing", lambda: direct_effects(SKIPS, []), ValueError, ("0 entries", "4 sublayers")),
     Mistake(

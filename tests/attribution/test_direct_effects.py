@@ -332,6 +332,27 @@ def test_chosen_targets_and_sources_are_rows_and_columns_of_the_whole() -> None:
     np.testing.assert_allclose(some.matrix().toarray(), expected, rtol=0, atol=1e-13)
 
 
+def test_nodes_and_targets_in_one_call_are_those_of_two() -> None:
+    run = random_run(SKIPS)
+    nodes: list[Any] = [None, [2, 5], None, [0]]
+    targets = [run.logit(1), run.logit(2) - run.logit(1)]
+    both = direct_effects(run, [*nodes, *targets])
+    parts = [direct_effects(run, nodes), direct_effects(run, targets)]
+    expected = np.concatenate([part.matrix().toarray() for part in parts])
+    np.testing.assert_allclose(both.matrix().toarray(), expected, rtol=0, atol=1e-13)
+    assert both.targets["label"].tolist()[3:] == [target.label for target in targets]
+    assert both.sums[3:].tolist() == pytest.approx([target.value for target in targets], abs=1e-9)
+
+
+def test_the_second_heads_passed_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are passed by the few vectors that the first ones left, which must be tested too."""
+    run = random_run(Case("deep", "topk", seed=2))
+    target = run.logit(1)
+    assert abs(direct_effects(run, target).sums[0] - target.value) < 1e-9 * abs(target.value)
+    monkeypatch.setattr(HeadPassage, "second", lambda *_: None)
+    assert abs(direct_effects(run, target).sums[0] - target.value) > 1e-6 * abs(target.value)
+
+
 def test_only_the_cone_is_in_the_blocks() -> None:
     """No block has a column at a later position, or of a sublayer above what its rows read."""
     for case in (CASES[0], ALL_LORSA, SKIPS):
