@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
-from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from attribution.direct_effects import direct_effects
@@ -66,8 +65,8 @@ def of_effects(target: Target, swept: Sweep) -> Edges:
     """
     run, sublayers = target.run, target.run.sublayers
     kept = scalars_of(sublayers, swept.kept())
-    effects, to_target = direct_effects(run, kept), direct_effects(run, target)
-    matrix = csr_array(vstack([effects.matrix(), to_target.matrix()]))
+    effects = direct_effects(run, [*kept, target])
+    matrix = effects.matrix()
     weights = [
         layer.coefficients(gradients, nodes)
         for layer, nodes, gradients in zip(sublayers, kept, swept.gradients, strict=True)
@@ -101,9 +100,8 @@ def with_effects(flow: Edges, target: Target, swept: Sweep) -> Edges:
     """Return flow edges and, besides, the direct effects between their scalar nodes."""
     run, sublayers, kept = target.run, target.run.sublayers, swept.kept()
     scalars = scalars_of(sublayers, kept)
-    effects = direct_effects(run, scalars, scalars)
-    to_target = direct_effects(run, target, scalars)
-    found = csr_array(vstack([effects.matrix(), to_target.matrix()])).tocoo()
+    effects = direct_effects(run, [*scalars, target], scalars)
+    found = effects.matrix().tocoo()
     number = _numbers(effects.sources, len(run.tokens))
     first, readers = 2 * len(run.tokens), []
     for columns, nodes, some in zip(effects.nodes, kept, scalars, strict=True):

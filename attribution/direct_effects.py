@@ -132,7 +132,9 @@ def direct_effects(
     then off by some thousandths of a row's largest, and rows do not sum to values exactly.
 
     `resume`: a folder to which finished batches go, and from which they are read; a job that was
-    killed goes on with the same call, and gives the same bits. `memory`: bytes, or text such as
+    killed goes on with the same call, and gives the same bits. Where `torch.distributed` is
+    initialised (torchrun) and all ranks make the same call with the same folder, every rank does
+    its share of the batches, and all get the whole. `memory`: bytes, or text such as
     "4 GB", that may be taken besides the run; where the blocks do not fit they stay on disk (in
     `resume`, or a temporary folder) and are read as they are looked at. The batches, and with them
     all bits, are the same with and without; only a budget that a batch of 4096 vectors exceeds
@@ -156,11 +158,13 @@ def direct_effects(
     if plan.on_disk:
         about = (asked.table, asked.groups)
         manifest = manifest_of(run, about, columns.table, (via, precision), plan.batch_rows)
-        kept = resume is not None
-        store = EffectStore(Path(resume), manifest) if kept else EffectStore.temporary(manifest)
+        if resume is None:
+            store = EffectStore.temporary(manifest)
+        else:
+            store = EffectStore.of_all_ranks(Path(resume), manifest)
     blocks: Any = []
     for number, batch in enumerate(rows.batches(asked.groups)):
-        if store is not None and store.has(number):
+        if store is not None and (not store.is_mine(number) or store.has(number)):
             continue
         made = [
             replace(block, split=None if first is None else first.split(some, block))
@@ -171,6 +175,7 @@ def direct_effects(
         else:
             store.write(number, made)
     if store is not None:
+        store.wait()
         blocks = store.blocks(plan.batches, keep=resume is not None)
     ways = [] if first is None else first.names
     return DirectEffects(asked.table, columns.table, blocks, ways, columns.nodes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -66,7 +67,7 @@ class EffectStore:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         """Raise ValueError for a folder that holds anything else than a part of these effects."""
-        self.folder = folder
+        self.folder, self.rank, self.n_ranks = folder, 0, 1
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"direct_effects(resume={str(folder)!r}): is a file; give a folder.")
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,30 @@ class EffectStore:
     def temporary(cls, manifest: dict[str, Any]) -> "EffectStore":
         """Return a store in a folder of its own, which is not kept."""
         return cls(Path(tempfile.mkdtemp(prefix="effects-")), manifest)
+
+    @classmethod
+    def of_all_ranks(cls, folder: Path, manifest: dict[str, Any]) -> "EffectStore":
+        """Return a store that the ranks of torchrun fill together, where there are any."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(folder, manifest)
+        rank = dist.get_rank()
+        if rank:
+            dist.barrier()  # the first rank makes the folder, alone
+        store = cls(folder, manifest)
+        store.rank, store.n_ranks = rank, dist.get_world_size()
+        if not rank:
+            dist.barrier()
+        dist.barrier()  # no rank writes while another still tidies
+        return store
+
+    def is_mine(self, batch: int) -> bool:
+        """Return whether this rank computes a batch."""
+        return batch % self.n_ranks == self.rank
+
+    def wait(self) -> None:
+        """Wait until all ranks have come here."""
+        if self.n_ranks > 1:
+            dist.barrier()
 
     def has(self, batch: int) -> bool:
         """Return whether a batch is finished; a damaged file is none."""

@@ -207,14 +207,18 @@ def traced_sweep(
     rule: GateRule,
     limit: int | None,
     contract: bool = False,
+    only: Sequence[Bool[Tensor, " _"]] | None = None,
 ) -> TracedSweep:
     """Return the sweep of a trace: gated at a `threshold` share, through at most `limit` nodes.
 
-    The same arguments give the same nodes, so that what a trace found can be asked again later.
+    With `only`, through these nodes. The same arguments give the same nodes, so that what a trace
+    found can be asked again later.
     """
     sublayers = target.run.sublayers
     ungated = sweep(target, sublayers)
     cutoff = cutoff_of(target, ungated, threshold)
+    if only is not None:
+        return TracedSweep(sweep(target, sublayers, only=only, contract=contract), ungated, cutoff)
     gated = cutoff > 0 or rule == "signed"
     swept = ungated
     if gated:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attribution.by_influence import chosen_nodes
 from attribution.score_pairs import ScorePairs, score_pairs
 from attribution.sweep import traced_sweep
 from circuits.testing import removals_of
@@ -78,6 +79,7 @@ def attention_of(
             rule=meta["gate"],
             limit=meta["max_nodes"],
             contract=meta.get("edges") == "direct",
+            only=chosen_nodes(meta.get("select", "attribution"), target, meta["max_nodes"]),
         ).swept
         place = run.place(row.layer, row.sublayer)
         layer = run.sublayers[place]

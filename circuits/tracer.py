@@ -5,12 +5,13 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
 
 from attribution.assembling import graph_of_sweep
+from attribution.by_influence import chosen_nodes
 from attribution.direct_edges import EdgeKind, of_effects, of_flow, scalars_of, with_effects
 from attribution.flow import flow_edges
 from attribution.plan import check_request, node_limit, refuse_too_many
@@ -21,6 +22,8 @@ from replacement.held import Sublayer
 from replacement.secant import RunPair
 from replacement.target import Target
 
+Selection = Literal["attribution", "influence"]
+
 
 def trace(
     target: Target,
@@ -30,6 +33,7 @@ def trace(
     max_nodes: int | None = None,
     gate: GateRule = "absolute",
     edges: EdgeKind = "flow",
+    select: Selection = "attribution",
     progress: bool = True,
 ) -> Circuit:
     """Return the circuit behind a target: which nodes made it so, and what flowed between them.
@@ -65,14 +69,18 @@ def trace(
         pre-activation (`attribution.direct_effects`), and flow what of the target that makes. Every
         head passes, so that nodes may differ. "both": the nodes of "flow", and the effects between
         those that are no heads or skips; an effect that is no flow along the stream has flow 0.
+    select
+        "attribution": nodes as described. "influence": with `edges="direct"`, the `max_nodes` nodes
+        that attribution graphs would expand (circuit-tracer's greedy order, by absolute shares of
+        direct effects), whatever the threshold.
     progress
         Show a bar on stderr where it takes longer than a second.
 
     Raises
     ------
     TypeError, ValueError
-        For something that is not a target, or a threshold, bound, gate or kind of edges that makes
-        no sense.
+        For something that is not a target, or a threshold, bound, gate, kind of edges or selection
+        that makes no sense.
     MemoryError
         Before the edges are made, if they do not fit; names a `max_nodes` that would.
 
@@ -86,6 +94,7 @@ def trace(
     """
     check_request(target, max_nodes)
     check_rule(threshold, gate, edges)
+    check_selection(select, edges, max_nodes)
     contract = edges == "direct"
     if (against is not None or isinstance(target.run, RunPair)) and edges != "flow":
         raise ValueError(
@@ -98,7 +107,12 @@ def trace(
         run = target.run
         sublayers, limit = run.sublayers, node_limit(run, max_nodes)
         swept, ungated, cutoff = traced_sweep(
-            target, threshold, rule=gate, limit=limit, contract=contract
+            target,
+            threshold,
+            rule=gate,
+            limit=limit,
+            contract=contract,
+            only=chosen_nodes(select, target, limit),
         )
         kept = scalars_of(sublayers, swept.kept()) if contract else swept.kept()
         refuse_too_many(sublayers, kept, run, direct=edges != "flow")
@@ -109,7 +123,7 @@ def trace(
         if edges == "both":
             made = with_effects(made, target, swept)
         meta = _meta(target, swept, threshold=threshold, gate=gate, limit=limit, cutoff=cutoff)
-        meta["edges"] = edges
+        meta |= {"edges": edges, "select": select}
         graph = graph_of_sweep(
             target, sublayers, swept, made, kept=kept, ungated=ungated, meta=meta
         )
@@ -127,6 +141,17 @@ def check_rule(threshold: Any, gate: Any, edges: Any) -> None:
         raise ValueError(f'trace(gate={gate!r}): "absolute" or "signed".')
     if edges not in ("flow", "direct", "both"):
         raise ValueError(f'trace(edges={edges!r}): "flow", "direct" or "both".')
+
+
+def check_selection(select: Any, edges: EdgeKind, max_nodes: int | None) -> None:
+    """Raise ValueError for a way to select nodes that there is not, or not for these edges."""
+    if select not in ("attribution", "influence"):
+        raise ValueError(f'trace(select={select!r}): "attribution" or "influence".')
+    if select == "influence" and (edges != "direct" or max_nodes is None):
+        raise ValueError(
+            f"trace(select='influence', edges={edges!r}, max_nodes={max_nodes!r}): influence runs "
+            'along direct effects and has no threshold. Give edges="direct" and max_nodes.'
+        )
 
 
 def _bar(what: str, shown: bool) -> Any:

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from attribution import effect_request, effect_store
@@ -30,6 +32,7 @@ each_case = pytest.mark.parametrize("case", CASES, ids=str)
 RUN = random_run(CASES[0])
 MANY_BATCHES = random_run(CASES[1])
 KILLS = 8
+SHARED_KILLS = 24
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +133,66 @@ def test_killed_it_goes_on(tmp_path: Path) -> None:
         direct_effects(MANY_BATCHES, resume=tmp_path / "effects"), direct_effects(MANY_BATCHES)
     )
     assert not list((tmp_path / "effects").glob(".*.part"))
+
+
+def rank_of_a_job(rank: int, count: int, port: int, folder: Path, pace: float) -> None:
+    """One process of torchrun's, without the seconds that starting Python takes."""
+    write = EffectStore.write
+
+    def paced(store: EffectStore, batch: int, blocks: Any) -> None:
+        time.sleep(pace)
+        write(store, batch, blocks)
+
+    EffectStore.write = paced
+    torch.set_num_threads(1)
+    where = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=count)
+    effects = direct_effects(MANY_BATCHES, resume=folder)
+    dist.destroy_process_group()
+    assert len(effects.blocks) == len(direct_effects(MANY_BATCHES).blocks)
+
+
+def test_ranks_share_the_rows_and_are_killed(tmp_path: Path) -> None:
+    """Two processes fill one folder; one of them, or both, killed -9 until two dozen have hit."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.attribution.test_effect_store"])
+    moments, hits, rounds = random.Random(1), 0, 0
+    folder = tmp_path / "effects"
+    exits: list[Any] = []
+    while not exits or any(exits):
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        pace = 0.3 if hits < SHARED_KILLS else 0.0
+        given = [(rank, 2, port, folder, pace) for rank in range(2)]
+        ranks = [server.Process(target=rank_of_a_job, args=one) for one in given]
+        for rank in ranks:
+            rank.start()
+        if hits < SHARED_KILLS:
+            time.sleep(moments.uniform(0.05, 0.5))
+            both = moments.random() < 0.5
+            for rank in ranks[: 2 if both else 1]:
+                rank.kill()
+            ranks[0].join()
+            for rank in ranks[1:]:
+                rank.kill()  # as torchrun ends the others
+        for rank in ranks:
+            rank.join(60)
+        exits, rounds = [rank.exitcode for rank in ranks], rounds + 1
+        hits += -signal.SIGKILL in exits
+        assert set(exits) <= {0, -signal.SIGKILL} and rounds < 60
+    assert hits >= SHARED_KILLS
+    assert_same_bits(direct_effects(MANY_BATCHES, resume=folder), direct_effects(MANY_BATCHES))
+    assert not list(folder.glob(".*.part"))
+
+
+def test_every_batch_is_one_rank_s(tmp_path: Path) -> None:
+    store = EffectStore(tmp_path, {})
+    owners = []
+    for store.rank in range(3):
+        store.n_ranks = 3
+        owners.append({batch for batch in range(20) if store.is_mine(batch)})
+    assert set.union(*owners) == set(range(20)) and sum(map(len, owners)) == 20
 
 
 def test_a_damaged_batch_is_computed_again(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_nothing_in_a_circuit_is_a_time_or_a_place(tmp_path: Path) -> None:
         "target",
     }
     how = {"threshold", "gate", "edges", "max_nodes", "cutoff", "dtype", "weights", "checks"}
-    how.add("versions")
+    how |= {"versions", "select"}
     assert set(facts) == where_from | how
     saved = traced(CASES[0]).save(tmp_path / "a.circuit").read_bytes()
     assert str(tmp_path).encode() not in saved and str(Path.home()).encode() not in saved
