@@ -5,6 +5,8 @@ format, the same nodes: whatever features it chose are our targets. Each side ha
 interpreter of its own, both the same number of threads, and they take turns in one run; ratios are
 of processor seconds, since others may use the machine. Both sides are timed from the token ids:
 forward pass, encoding, rows of features and of logits; ours also makes the sparse matrix of them.
+Beside it a trace of the likeliest logit through at most `NODES` nodes, from the token ids to a
+circuit: flows to one target, which is another quantity, for those who ask for no more.
 The interpreter that has circuit-tracer is named by LINEAR_CIRCUITS_ORIGINALS (`make originals`).
 """
 
@@ -13,7 +15,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,11 +33,13 @@ from benchmarks.speed.cases import Shape, random_ids, random_model
 from benchmarks.speed.clock import clocked_with_memory
 from benchmarks.speed.direct import operations, relu_transcoders
 from benchmarks.speed.machine import machine_facts, matmul_rates
+from circuits import Circuit, trace
 from replacement.model import ReplacementModel
 from replacement.run import Run
 
 INTERPRETER = "LINEAR_CIRCUITS_ORIGINALS"
 ROWS = "rows.safetensors"
+NODES = 1000
 WARM_UP = 4
 """Tokens of the first, untimed turn of both sides."""
 
@@ -142,6 +146,16 @@ def turn(model: ReplacementModel, ids: Tensor, theirs: dict[str, Tensor]) -> Our
     return Ours(run, chosen, effects, effects.matrix())
 
 
+def traced(model: ReplacementModel, ids: Tensor, token: int) -> Circuit:
+    """Return the circuit of one logit, from token ids."""
+    target = model.run(ids).logit(token).centered()
+    return trace(target, threshold=0, max_nodes=NODES, progress=False)
+
+
+def _ratios(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, float]:
+    return {name: round(theirs[name] / cost, 2) for name, cost in ours.items() if cost}
+
+
 def differences(ours: Ours, theirs: dict[str, Tensor]) -> dict[str, float]:
     """Return how far rows are apart, as a share of the row's largest effect and of its norm.
 
@@ -193,9 +207,11 @@ def compare(
     rate = matmul_rates()[1]
     found, wall, cpu, grown = clocked_with_memory(lambda: turn(model, ids, theirs))
     our_cost = dict(zip(their_cost, (wall, cpu, grown), strict=True))
+    top = theirs["logits"].tolist()[0]
+    circuit, *cost = clocked_with_memory(lambda: traced(model, ids, top))
+    trace_cost = dict(zip(their_cost, cost, strict=True))
     _, common = nodes_of(found.run, theirs["features"])
     work = operations(found.run, found.chosen)
-    ratios = {name: round(their_cost[name] / ours, 2) for name, ours in our_cost.items() if ours}
     return {
         "tokens": len(ids),
         "features": sum(len(layer.mlp.active) for layer in found.run.layers),
@@ -204,7 +220,9 @@ def compare(
         "their batch": batch or "default",
         "theirs": their_cost,
         "ours": our_cost,
-        "theirs / ours": ratios,
+        "theirs / ours": _ratios(their_cost, our_cost),
+        "trace": {**trace_cost, "nodes": NODES, "edges": len(circuit.edges)},
+        "theirs / trace": _ratios(their_cost, trace_cost),
         "share of matmul rate by CPU time": round(work / cpu / rate, 3),
         **differences(found, theirs),
     }
@@ -214,6 +232,8 @@ def main(
     tokens: Annotated[list[int] | None, typer.Option(help="lengths of prompts")] = None,
     targets: Annotated[int | None, typer.Option(help="so many, not all features")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="their batches; 0: default")] = None,
+    features: Annotated[int, typer.Option(help="width of the transcoders")] = 2048,
+    active: Annotated[int, typer.Option(help="active per token and layer")] = 20,
     threads: Annotated[int, typer.Option(help="threads of each side")] = 1,
     output: Annotated[Path | None, typer.Option("-o", help="JSON file to add to")] = None,
 ) -> None:
@@ -228,8 +248,9 @@ def main(
     command = "python -m benchmarks.speed.peer"
     command += "".join(f" --tokens {length}" for length in lengths)
     command += "" if targets is None else f" --targets {targets}"
-    command += "".join(f" --batch {size}" for size in batches) + f" --threads {threads}"
-    shape = replace(Shape(features=2048, active=20), tokens=max(lengths))
+    command += "".join(f" --batch {size}" for size in batches)
+    command += f" --features {features} --active {active} --threads {threads}"
+    shape = replace(Shape(features=features, active=active), tokens=max(lengths))
     machine, rows = machine_facts(), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -35,7 +35,7 @@ def as_theirs(model: ReplacementModel) -> tuple[peer.Ours, dict[str, torch.Tenso
         features.append(here[active.pos > 0])
     theirs = {"features": torch.cat(features)[::2], "logits": torch.tensor([3, 7])}
     ours = peer.turn(model, ids, theirs)
-    sources = ours.features.sources
+    sources = ours.effects.sources
     keys = {
         (kind, layer, pos, index): number
         for number, (kind, layer, pos, index) in enumerate(
