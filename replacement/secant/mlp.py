@@ -1,6 +1,7 @@
 """MLPs between two runs: one node per feature that is active in either, gates not held."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from replacement.secant.slopes import slope
 
 Two = tuple[Float[Tensor, "pos feature"], Float[Tensor, "pos feature"]]
 """Of the clean run, and of the other."""
+Inputs = tuple[Float[Tensor, "pos d_model"], Float[Tensor, "pos d_model"]]
 
 
 class Change(NamedTuple):
@@ -30,24 +32,48 @@ class Change(NamedTuple):
 
 
 def change_of(layer: FeatureLayer, pre: Two) -> Change:
-    """Return how features changed, from their pre-activations in the clean and the other run.
+    """Return how features changed, from their pre-activations in the clean and the other run."""
+    gates = layer.gate(pre[0]), layer.gate(pre[1])
+    on = ((gates[0] != 0) | (gates[1] != 0)).to(pre[0].dtype)
+    found = active_from_gates(torch.ones_like(on), on, dense=layer.activation.dense)
+    worth, rate, switched = (part[found.pos, found.index] for part in _parts(layer, pre, gates))
+    return Change(replace(found, activation=worth, gate=rate), switched)
+
+
+def change_of_active(layer: FeatureLayer, normed: Inputs, active: tuple[Active, Active]) -> Change:
+    """Return the same from what the features read, and which of them were active in each run.
+
+    Only pre-activations of features that were active in either are computed.
+    """
+    width = active[0].n_features
+    keys = [one.pos * width + one.index for one in active]
+    either = torch.cat(keys).unique()
+    pos, index = either // width, either % width
+    bounds = torch.arange(active[0].n_pos + 1, device=pos.device)
+    nothing = normed[0].new_zeros(len(either))
+    found = Active(index, torch.searchsorted(pos, bounds), nothing, nothing, width, dense=False)
+    pre = [found.dots(layer.read, y) + layer.read_bias[index] for y in normed]
+    gates = [
+        nothing.index_put((torch.searchsorted(either, key),), one.gate)
+        for key, one in zip(keys, active, strict=True)
+    ]
+    worth, rate, switched = _parts(layer, (pre[0], pre[1]), (gates[0], gates[1]))
+    return Change(replace(found, activation=worth, gate=rate), switched)
+
+
+def _parts(
+    layer: FeatureLayer, pre: tuple[Tensor, Tensor], gates: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Δa, its rate and what switching made of it.
 
     An elementwise activation has a slope; one that switches is a gate times the pre-activation,
     split by the product rule with means.
     """
-    gates = layer.gate(pre[0]), layer.gate(pre[1])
     worth = gates[0] * pre[0] - gates[1] * pre[1]
     if isinstance(layer.activation, ReLU | Smooth):
-        rate, switched = slope(layer.activation, *pre), torch.zeros_like(worth)
-    else:
-        rate = mixed(gates[0], gates[1], 0.5)
-        switched = mixed(pre[0], pre[1], 0.5) * (gates[0] - gates[1])
-    on = (gates[0] != 0) | (gates[1] != 0)
-    dense = layer.activation.dense
-    found = active_from_gates(torch.ones_like(worth), on.to(worth.dtype), dense=dense)
-    place = found.pos, found.index
-    active = Active(found.index, found.offsets, worth[place], rate[place], found.n_features, dense)
-    return Change(active, switched[place])
+        return worth, slope(layer.activation, *pre), torch.zeros_like(worth)
+    switched = mixed(pre[0], pre[1], 0.5) * (gates[0] - gates[1])
+    return worth, mixed(gates[0], gates[1], 0.5), switched
 
 
 def gated_change_of(layer: GatedNeurons, pre: Two, branch: Two, rule: SecantRule) -> Change:

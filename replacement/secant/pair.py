@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from replacement.held import Joint, Sublayer
-from replacement.layers import GatedNeurons, Lorsa
+from replacement.layers import Active, GatedNeurons, Lorsa
 from replacement.norms import Norm
 from replacement.run import Run
 from replacement.secant.heads import (
@@ -24,7 +24,7 @@ from replacement.secant.heads import (
 )
 from replacement.secant.joint import SecantJoint
 from replacement.secant.lorsa import SecantLorsa
-from replacement.secant.mlp import Change, SecantMLP, change_of, gated_change_of
+from replacement.secant.mlp import Change, SecantMLP, change_of, change_of_active, gated_change_of
 from replacement.secant.norms import SecantNorm, secant_norm
 from replacement.secant.rule import SecantRule
 from replacement.target import Seed, Target, Term
@@ -185,7 +185,7 @@ class RunPair:
         return SecantMLP(
             number,
             block.mlp,
-            self._change(block, normed),
+            self._change(block, normed, (parts[0].active, parts[1].active)),
             entrance,
             [joints[other] for other in reached],
             (reads_at, tuple(2 * other + 2 for other in reached)),
@@ -193,8 +193,10 @@ class RunPair:
             None if skips[0] is None or skips[1] is None else skips[0] - skips[1],
         )
 
-    def _change(self, block: LayerWeights, normed: Two) -> Change:
+    def _change(self, block: LayerWeights, normed: Two, active: tuple[Active, Active]) -> Change:
         layer = block.mlp
+        if not layer.activation.dense:
+            return change_of_active(layer, normed, active)
         pre = [y @ layer.read.T + layer.read_bias for y in normed]
         if not isinstance(layer, GatedNeurons):
             return change_of(layer, (pre[0], pre[1]))
