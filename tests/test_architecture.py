@@ -23,8 +23,8 @@ MAY_IMPORT = {
 FOREIGN = {"torch", "nnsight", "transformers", "safetensors", "jaxtyping", "einops", "tokenizers"}
 """What `graphs` does without: a saved circuit opens without a model."""
 ONLY_USER_OF_NNSIGHT = "replacement/tracing.py"
-TRAINS = ("replacement/training/", "benchmarks/four_tasks/model.py")
-"""Where gradients are: everywhere else contributions are matrix products."""
+TRAINS = ("replacement/training/", "benchmarks/four_tasks/model.py", "benchmarks/baselines/")
+"""Where gradients are (training, and methods of others): elsewhere there are matrix products."""
 GRADIENT_CALLS = {
     "backward",
     "autograd",
@@ -116,7 +116,7 @@ def cycle_problems(modules: list[Module]) -> Iterator[str]:
 
 
 def gradient_problems(modules: list[Module]) -> Iterator[str]:
-    """Contributions are matrix products: autograd only where something is trained."""
+    """Contributions are matrix products: autograd only in training and in others' methods."""
     for module in modules:
         if module.path.startswith(TRAINS):
             continue

@@ -1,0 +1,35 @@
+"""Scores of edges by the methods that others published, and by our contrast, on the same graph.
+
+Every method returns one signed number per edge, the mean over pairs of prompts (`contrast` and
+`held`: one row a pair): an estimate of how much higher the metric is because the edge carries what
+the clean run wrote and not what the corrupted one did. Positive edges help. ACDC returns a circuit.
+"""
+
+from benchmarks.baselines.acdc import acdc
+from benchmarks.baselines.exhaustive import exhaustive_edges, exhaustive_nodes
+from benchmarks.baselines.gradients import (
+    eap,
+    eap_ig_activations,
+    eap_ig_inputs,
+    gradient_activation,
+    node_scores,
+    relp,
+)
+from benchmarks.baselines.ours import contrast, held, recorded
+from benchmarks.baselines.random_scores import random_scores
+
+__all__ = [
+    "acdc",
+    "contrast",
+    "eap",
+    "eap_ig_activations",
+    "eap_ig_inputs",
+    "exhaustive_edges",
+    "exhaustive_nodes",
+    "gradient_activation",
+    "held",
+    "node_scores",
+    "random_scores",
+    "recorded",
+    "relp",
+]
