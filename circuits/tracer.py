@@ -19,7 +19,7 @@ from attribution.sweep import GateRule, Sweep, traced_sweep
 from circuits.circuit import Circuit
 from circuits.contrasting import condition_of, contrasted
 from replacement.held import Sublayer
-from replacement.secant import RunPair
+from replacement.secant import RunPair, SecantRule
 from replacement.target import Target
 
 Selection = Literal["attribution", "influence"]
@@ -30,6 +30,7 @@ def trace(
     threshold: int | float = 0.005,
     *,
     against: Any = None,
+    rule: SecantRule | None = None,
     max_nodes: int | None = None,
     gate: GateRule = "absolute",
     edges: EdgeKind = "flow",
@@ -57,6 +58,9 @@ def trace(
         changed): explain by how much the target exceeds what it is there. Nothing is held then:
         patterns, norms and gates move too, edges carry `via` q, k, v or mlp, and what features did
         by switching on or off is in `in_switch` (docs/contrast.md).
+    rule
+        With `against`: how differences of products are split (`replacement.secant.SecantRule`); any
+        is exact, the default was chosen by measurement.
     max_nodes
         Keep at most so many nodes, the strongest of an ungated sweep (skips of transcoders, which
         no threshold stops, are not counted). Default: no bound, except 500 where every neuron is
@@ -101,9 +105,13 @@ def trace(
             f"trace(against=..., edges={edges!r}): direct effects are of one run, what is held; "
             "a contrast has flows alone. Leave edges out, or against."
         )
+    if rule is not None and against is None:
+        raise ValueError(
+            f"trace(rule={rule!r}): is how a contrast splits products, and there is no against=."
+        )
     with torch.no_grad():
         if against is not None:
-            target = contrasted(target, against)
+            target = contrasted(target, against, rule)
         run = target.run
         sublayers, limit = run.sublayers, node_limit(run, max_nodes)
         swept, ungated, cutoff = traced_sweep(

@@ -15,7 +15,6 @@ from attribution.flow import flow_edges
 from attribution.plan import edges_among
 from attribution.sweep import sweep
 from circuits import Circuit, load, plan, read, trace
-from circuits.contrasting import contrasted
 from graphs.nodes import INTERIOR
 from replacement.run import Run
 from tests.circuits.test_trace import EXACT, assert_conserved, size
@@ -185,8 +184,8 @@ def test_a_contrast_survives_saving(case: Case, tmp_path: Path) -> None:
 
 def test_the_rule_survives_saving(tmp_path: Path) -> None:
     clean, other = runs_of(CASES[0], "all tokens")
-    target = contrasted(clean.logit(3), other, RULES["mixed"])
-    saved = trace(target, progress=False).save(tmp_path / "a.circuit")
+    circuit = trace(clean.logit(3), against=other, rule=RULES["mixed"], progress=False)
+    saved = circuit.save(tmp_path / "a.circuit")
     assert read(saved).attach(clean.model).run.rule == RULES["mixed"]
 
 

@@ -136,6 +136,12 @@ TRACES = [
         ("is a difference of two runs already", "leave against= out"),
     ),
     Mistake(
+        "a rule of nothing",
+        lambda _: trace(run().logit(" Mary"), rule=SecantRule()),
+        ValueError,
+        ("there is no against=", "SecantRule("),
+    ),
+    Mistake(
         "attention of a contrast",
         lambda _: of_two().attention("L0.head 0@1"),
         ValueError,
