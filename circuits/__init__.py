@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attribution.plan import Plan, plan
+    from circuits.average import AverageCircuit
+    from circuits.averaging import trace_many
+    from circuits.card_building import build_features
+    from circuits.cards import read_cards
     from circuits.circuit import Circuit, read
+    from circuits.comparing import compare
     from circuits.loading import load
     from circuits.tracer import trace
     from replacement.model import ReplacementModel
@@ -22,26 +27,36 @@ if TYPE_CHECKING:
 
 # Looked up when first asked for: `read` opens a saved circuit without importing torch.
 _HOMES = {
+    "AverageCircuit": "circuits.average",
     "Circuit": "circuits.circuit",
     "Plan": "attribution.plan",
     "ReplacementModel": "replacement.model",
     "Run": "replacement.run",
     "Target": "replacement.target",
+    "build_features": "circuits.card_building",
+    "compare": "circuits.comparing",
     "load": "circuits.loading",
     "plan": "attribution.plan",
     "read": "circuits.circuit",
+    "read_cards": "circuits.cards",
     "trace": "circuits.tracer",
+    "trace_many": "circuits.averaging",
 }
 __all__ = [
+    "AverageCircuit",
     "Circuit",
     "Plan",
     "ReplacementModel",
     "Run",
     "Target",
+    "build_features",
+    "compare",
     "load",
     "plan",
     "read",
+    "read_cards",
     "trace",
+    "trace_many",
 ]
 
 

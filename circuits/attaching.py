@@ -23,6 +23,11 @@ def run_of_circuit(graph: Graph, model: Any) -> Run | RunPair:
     the node table's `ungated` attributions as they were saved.
     """
     meta = graph.meta
+    if "many" in meta:
+        raise ValueError(
+            f"circuit.attach: this circuit is the mean of {meta['many']['prompts']} prompts and "
+            "belongs to no run. Trace one of them to have one."
+        )
     dtype = "" if graph.kept_in == "float32" else f", loaded with dtype={graph.kept_in!r}"
     origin = (
         f"This circuit is of {meta.get('model')!r} with layers {meta.get('layers')}{dtype}. Attach "

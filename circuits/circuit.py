@@ -166,6 +166,31 @@ class Circuit:
             self.data, self._attached("attention"), node, keys=keys, max_nodes=max_nodes
         )
 
+    def weights(self) -> pd.DataFrame:
+        """Return the edges between scalar nodes as what the run brought times the global weight.
+
+        One row an edge: activation, to_target, held, their product `factor`, `weight` and `flow`.
+        See `circuits.edge_weights.edge_weights`. Raises ValueError for a circuit without a model, a
+        contrast, or one traced with `edges="direct"`.
+
+        >>> from circuits import load, trace
+        >>> run = load("four-tasks").run(
+        ...     "When Mary and John went to the store, John gave a drink to"
+        ... )
+        >>> split = trace(run.logit(" Mary") - run.logit(" John")).weights()
+        >>> bool(((split["factor"] * split["weight"] - split["flow"]).abs() < 1e-6).all())
+        True
+        """
+        from circuits.edge_weights import edge_weights
+
+        if "against" in self.meta or self.meta.get("edges") == "direct":
+            what = "a contrast" if "against" in self.meta else 'a trace with edges="direct"'
+            raise ValueError(
+                f"circuit.weights(): this is {what}, whose edges are no products of one weight. "
+                "Trace without against= and edges=."
+            )
+        return edge_weights(self.data, self._attached("weights"))
+
     def _attached(self, method: str) -> Any:
         """The run, or an error that says how to get one."""
         if self.run is None:

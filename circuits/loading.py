@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from circuits.arguments import Opened, opened
+from circuits.loaded import LoadedModel
 from circuits.loading_plan import plan_of
 from circuits.reading import ATTENTION, MLP, RESIDUAL, chosen_layers
 from replacement.checking import check_rebuilt
 from replacement.checkpoints.files import is_pointer, unreadable
-from replacement.model import ReplacementModel
 from replacement.precision import WithoutWeights, converted_model, kept_type
 from replacement.weights import norms_of
 
@@ -40,7 +40,7 @@ def load(
     split: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-) -> ReplacementModel:
+) -> LoadedModel:
     """Return a model whose runs can be recorded and traced.
 
     Parameters
@@ -106,7 +106,7 @@ def load(
         read_as["residual"] = residual_name
     if split is not None:
         read_as["split"] = split
-    made = ReplacementModel(
+    made = LoadedModel(
         hf_model,
         tokenizer,
         mlps,

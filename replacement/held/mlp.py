@@ -227,6 +227,13 @@ class HeldHalves(HeldMLP):
         bias = one * features.read_bias[index] + other * features.gate_bias[index]
         return self._local(vector, active.pos[nodes], bias)
 
+    def other_coefficients(
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, " chosen"]:
+        """Return u · gate of chosen neurons as they read through the other branch."""
+        active, _ = halved(self.active, self.features)
+        return self._downstream(gradients, nodes) * active.other_gate[nodes]
+
 
 def halved(active: Active, features: FeatureLayer) -> tuple[HalvedActive, HalvedNeurons]:
     """Return both as what they are in an MLP whose products are halved."""

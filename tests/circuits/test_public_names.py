@@ -12,12 +12,25 @@ from typing import Any
 import pytest
 
 import circuits
-from circuits import Circuit, Plan, ReplacementModel, Run, Target, load, plan, read, trace
+from circuits import (
+    AverageCircuit,
+    Circuit,
+    Plan,
+    ReplacementModel,
+    Run,
+    Target,
+    load,
+    plan,
+    read,
+    trace,
+)
+from circuits.loaded import LoadedModel
 from graphs.nodes import EDGE_COLUMNS, NODE_COLUMNS
 from tests.samples import random_gpt2
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["Circuit", "Plan", "ReplacementModel", "Run", "Target", "load", "plan", "read", "trace"]
+NAMES = ["AverageCircuit", "Circuit", "Plan", "ReplacementModel", "Run", "Target"]
+NAMES += ["build_features", "compare", "load", "plan", "read", "read_cards", "trace", "trace_many"]
 
 
 def in_a_new_process(code: str, *arguments: str, **environment: str) -> Any:
@@ -107,7 +120,9 @@ def test_a_saved_circuit_opens_prunes_and_draws_without_torch(tmp_path: Path) ->
 def test_the_package_lists_its_names_and_no_others() -> None:
     assert circuits.__all__ == NAMES == dir(circuits)
     assert all(getattr(circuits, name) is not None for name in NAMES)
-    with pytest.raises(AttributeError, match="circuits has no 'tracee'; it has Circuit, Plan"):
+    with pytest.raises(
+        AttributeError, match="circuits has no 'tracee'; it has AverageCircuit, Circuit"
+    ):
         _ = circuits.tracee
 
 
@@ -129,6 +144,8 @@ PROMISED = [
     (Run, "logit feature direction tokens token_ids prompt logits"),
     (Target, "centered value label"),
     (ReplacementModel, "run"),
+    (LoadedModel, "run connections feature_tokens"),
+    (AverageCircuit, "nodes edges value explained prune paths save prompts nodes_in"),
     (Plan, "nodes passes bytes edges"),
 ]
 
