@@ -16,16 +16,23 @@ if TYPE_CHECKING:
     from circuits.circuit import Circuit, read
     from circuits.loading import load
     from circuits.tracer import trace
+    from replacement.edits import Ablate, Add, Node, Scale, Set, SetPattern
     from replacement.model import ReplacementModel
     from replacement.run import Run
     from replacement.target import Target
 
 # Looked up when first asked for: `read` opens a saved circuit without importing torch.
 _HOMES = {
+    "Ablate": "replacement.edits",
+    "Add": "replacement.edits",
     "Circuit": "circuits.circuit",
+    "Node": "replacement.edits",
     "Plan": "attribution.plan",
     "ReplacementModel": "replacement.model",
     "Run": "replacement.run",
+    "Scale": "replacement.edits",
+    "Set": "replacement.edits",
+    "SetPattern": "replacement.edits",
     "Target": "replacement.target",
     "load": "circuits.loading",
     "plan": "attribution.plan",
@@ -33,10 +40,16 @@ _HOMES = {
     "trace": "circuits.tracer",
 }
 __all__ = [
+    "Ablate",
+    "Add",
     "Circuit",
+    "Node",
     "Plan",
     "ReplacementModel",
     "Run",
+    "Scale",
+    "Set",
+    "SetPattern",
     "Target",
     "load",
     "plan",

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-\d+)?")
-SHOWN = ("docs/attention.md", "docs/contrast.md")
+SHOWN = ("docs/attention.md", "docs/contrast.md", "docs/edits.md")
 
 
 def pairs(path: Path) -> list[tuple[str, str]]:

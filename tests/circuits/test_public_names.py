@@ -17,7 +17,10 @@ from graphs.nodes import EDGE_COLUMNS, NODE_COLUMNS
 from tests.samples import random_gpt2
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["Circuit", "Plan", "ReplacementModel", "Run", "Target", "load", "plan", "read", "trace"]
+NAMES = [
+    *("Ablate", "Add", "Circuit", "Node", "Plan", "ReplacementModel", "Run", "Scale", "Set"),
+    *("SetPattern", "Target", "load", "plan", "read", "trace"),
+]
 
 
 def in_a_new_process(code: str, *arguments: str, **environment: str) -> Any:
@@ -107,7 +110,9 @@ def test_a_saved_circuit_opens_prunes_and_draws_without_torch(tmp_path: Path) ->
 def test_the_package_lists_its_names_and_no_others() -> None:
     assert circuits.__all__ == NAMES == dir(circuits)
     assert all(getattr(circuits, name) is not None for name in NAMES)
-    with pytest.raises(AttributeError, match="circuits has no 'tracee'; it has Circuit, Plan"):
+    with pytest.raises(
+        AttributeError, match="circuits has no 'tracee'; it has Ablate, Add, Circuit"
+    ):
         _ = circuits.tracee
 
 
@@ -125,10 +130,13 @@ def test_type_checkers_see_every_name_that_is_looked_up_late() -> None:
 
 
 PROMISED = [
-    (Circuit, "nodes edges value graph explained prune paths save test attach meta"),
-    (Run, "logit feature direction tokens token_ids prompt logits"),
+    (
+        Circuit,
+        "nodes edges value graph explained prune paths save test attach meta without faithfulness",
+    ),
+    (Run, "logit feature direction edited tokens token_ids prompt logits"),
     (Target, "centered value label"),
-    (ReplacementModel, "run"),
+    (ReplacementModel, "run generate"),
     (Plan, "nodes passes bytes edges"),
 ]
 
