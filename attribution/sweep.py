@@ -59,6 +59,8 @@ class Sweep:
     gradients: list[Gradients]
     """Per sublayer: the derivative of the target at every stage that it writes to."""
     leaves: Leaves
+    entering: Float[Tensor, "pos d_model"]
+    """The derivative at the embeddings."""
 
     def kept(self) -> list[Int[Tensor, " _"]]:
         """Return the numbers of the kept nodes of every sublayer."""
@@ -87,6 +89,7 @@ def sweep(
     *,
     rule: GateRule = "absolute",
     only: Sequence[Bool[Tensor, " _"]] | None = None,
+    stops: Sequence[Bool[Tensor, " _"]] | None = None,
     contract: bool = False,
 ) -> Sweep:
     """Return the attributions of all nodes of a held run to `target`.
@@ -94,7 +97,8 @@ def sweep(
     A node passes on what it reads if its attribution is at least `cutoff` (its absolute value under
     the "absolute" rule), or, with `only`, if it is one of the chosen (one mask a sublayer). Nodes
     the target cannot be reached from are never kept. With `contract` every head passes, as for
-    direct effects, which have none as nodes.
+    direct effects, which have none as nodes. Nodes of `stops` (one mask a sublayer) pass nothing on
+    whatever else is asked.
     """
     run = target.run
     steps: list[Step | None] = [None] * len(sublayers)
@@ -111,7 +115,10 @@ def sweep(
         strongest_of = [gradient.abs().amax(-1) for gradient in written[number]]
         reached = torch.stack(strongest_of).amax(0) > 0
         always = kept_anyway(layer, contract=contract)
-        gate = _gate(cutoff, rule, None if only is None else only[number], always, reached[places])
+        reached = reached[places]
+        if stops is not None:
+            reached = reached & ~stops[number]
+        gate = _gate(cutoff, rule, None if only is None else only[number], always, reached)
         step = layer.step(written[number], gate)
         steps[number] = step
         gradient = gradients[layer.writes_at]
@@ -130,7 +137,8 @@ def sweep(
     leaves.token[:] = (gradients[0] * run.token_writes).sum(-1)
     leaves.position[:] = (gradients[0] * run.position_writes).sum(-1)
     done = [step for step in steps if step is not None]
-    return Sweep([step.attribution for step in done], [step.keep for step in done], written, leaves)
+    attribution, keep = [step.attribution for step in done], [step.keep for step in done]
+    return Sweep(attribution, keep, written, leaves, gradients[0])
 
 
 def _gate(

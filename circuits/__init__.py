@@ -21,17 +21,24 @@ if TYPE_CHECKING:
     from circuits.comparing import compare
     from circuits.loading import load
     from circuits.tracer import trace
+    from replacement.edits import Ablate, Add, Node, Scale, Set, SetPattern
     from replacement.model import ReplacementModel
     from replacement.run import Run
     from replacement.target import Target
 
 # Looked up when first asked for: `read` opens a saved circuit without importing torch.
 _HOMES = {
+    "Ablate": "replacement.edits",
+    "Add": "replacement.edits",
     "AverageCircuit": "circuits.average",
     "Circuit": "circuits.circuit",
+    "Node": "replacement.edits",
     "Plan": "attribution.plan",
     "ReplacementModel": "replacement.model",
     "Run": "replacement.run",
+    "Scale": "replacement.edits",
+    "Set": "replacement.edits",
+    "SetPattern": "replacement.edits",
     "Target": "replacement.target",
     "build_features": "circuits.card_building",
     "compare": "circuits.comparing",
@@ -43,11 +50,17 @@ _HOMES = {
     "trace_many": "circuits.averaging",
 }
 __all__ = [
+    "Ablate",
+    "Add",
     "AverageCircuit",
     "Circuit",
+    "Node",
     "Plan",
     "ReplacementModel",
     "Run",
+    "Scale",
+    "Set",
+    "SetPattern",
     "Target",
     "build_features",
     "compare",

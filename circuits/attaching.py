@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from attribution.sweep import sweep
-from circuits.testing import attributions_of, removals_of, tested_nodes
+from circuits.testing import as_nodes, attributions_of, tested_nodes
 from graphs.graph import Graph
 from replacement.run import Run
 from replacement.secant import RunPair, SecantRule
@@ -71,7 +71,7 @@ def _difference(graph: Graph, target: Target) -> float:
     with torch.no_grad():
         ungated = sweep(target, sublayers)
     try:
-        found = np.asarray(attributions_of(ungated, sublayers, removals_of(nodes)))
+        found = np.asarray(attributions_of(ungated, sublayers, as_nodes(nodes)))
     except (ValueError, KeyError):
         return float("inf")
     saved = np.asarray(nodes["ungated"])

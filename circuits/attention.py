@@ -12,10 +12,10 @@ from torch import Tensor
 from attribution.by_influence import chosen_nodes
 from attribution.score_pairs import ScorePairs, score_pairs
 from attribution.sweep import traced_sweep
-from circuits.testing import removals_of
+from circuits.testing import as_nodes
 from graphs.graph import Graph
 from graphs.names import node_names, readable
-from replacement.edits import Removal, number_of
+from replacement.edits import Node, number_of
 from replacement.held import Gradients, Reads, Sublayer
 from replacement.layers import Lorsa
 from replacement.run import Run
@@ -81,6 +81,7 @@ def attention_of(
             contract=meta.get("edges") == "direct",
             only=chosen_nodes(meta.get("select", "attribution"), target, meta["max_nodes"]),
         ).swept
+        assert row.pos is not None, "rows of a node table have a position"
         place = run.place(row.layer, row.sublayer)
         layer = run.sublayers[place]
         head = _query_key_head(run, row)
@@ -114,7 +115,7 @@ def attention_of(
     )
 
 
-def _looked_up(graph: Graph, node: int | str) -> tuple[str, Removal]:
+def _looked_up(graph: Graph, node: int | str) -> tuple[str, Node]:
     """The name and row of a node given by its number or its name."""
     names = dict(zip(graph.nodes.index.tolist(), node_names(graph), strict=True))
     numbers = {name: number for number, name in names.items()}
@@ -133,10 +134,10 @@ def _looked_up(graph: Graph, node: int | str) -> tuple[str, Removal]:
             f"circuit.attention({node!r}): {names[number]} is a {graph.nodes.loc[number, 'kind']}, "
             f"and only heads and Lorsa heads read through one pattern. The strongest: {fitting}."
         )
-    return names[number], removals_of(graph.nodes.loc[[number]])[0]
+    return names[number], as_nodes(graph.nodes.loc[[number]])[0]
 
 
-def _query_key_head(run: Run, row: Removal) -> int:
+def _query_key_head(run: Run, row: Node) -> int:
     reading = run.weights.layers[row.layer].attention
     return row.index // reading.group if isinstance(reading, Lorsa) else row.index
 
@@ -145,7 +146,7 @@ def _moved(
     run: Run,
     layer: Sublayer,
     gradients: Gradients,
-    row: Removal,
+    row: Node,
     pattern: Float[Tensor, " key"],
 ) -> Float[Tensor, " key"]:
     """The node's attribution by the position it was read at."""

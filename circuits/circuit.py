@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from circuits.groups import check_test, grouped
 from graphs.files import save
 from graphs.files.native import read_graph
 from graphs.graph import Graph
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from circuits.attention import AttentionOf
+    from circuits.faithfulness import Faithfulness
     from circuits.testing import KnockOuts, Patches
+    from replacement.edits import EditedRun
 
 
 class Circuit:
@@ -116,20 +119,129 @@ class Circuit:
 
         return Circuit(self.data, run_of_circuit(self.data, model))
 
-    def test(self, *, batch: int | None = None, progress: bool = True) -> "KnockOuts | Patches":
+    def test(
+        self,
+        groups: Any = None,
+        *,
+        scale: int | float = 0,
+        random: int = 0,
+        seed: int = 0,
+        batch: int | None = None,
+        progress: bool = True,
+    ) -> "KnockOuts | Patches":
         """Return predicted and measured effects of knocking out every node, one at a time.
 
-        In a contrast every node is set to what it was in the other run instead. See
-        `circuits.testing.knock_out_each` and `patch_each`. `batch`: so many at once; by default as
-        many as keep the memory small. Raises ValueError for a circuit without a model.
-        """
-        from circuits.testing import knock_out_each, patch_each
+        Measured with everything held, with patterns held, and in the real model
+        (`circuits.testing.knock_out_each`); `.agreement` says how well the prediction agrees with
+        each. In a contrast every node is set to what it was in the other run instead.
 
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise ValueError(f"circuit.test(batch={batch!r}): how many at once, 1 or more.")
+        `groups`: sets of nodes to knock out together, by number or name, in a list or a mapping by
+        name; `random`: so many random sets as well. `scale`: nodes are set to so many times what
+        they were, 0 knocks out. `batch`: so many at once; by default as many as keep the memory
+        small. Raises ValueError for a circuit without a model, groups of nodes it does not have,
+        and groups in a contrast.
+        """
+        from circuits.testing import knock_out_each, knock_out_sets, patch_each, random_sets
+
+        check_test(scale, random, batch)
         run = self._attached("test")
-        each = patch_each if "against" in self.meta else knock_out_each
-        return each(self.data, run, batch=batch, progress=progress)
+        options: dict[str, Any] = {"batch": batch, "progress": progress}
+        if "against" in self.meta:
+            if groups is not None or random or scale:
+                raise ValueError(
+                    "circuit.test(groups, random, scale): a contrast is tested by patching its "
+                    "nodes one at a time. Leave them out, or trace without against=."
+                )
+            return patch_each(self.data, run, **options)
+        if groups is None and not random:
+            return knock_out_each(self.data, run, scale=scale, **options)
+        sets = {**grouped(self.data, groups), **random_sets(self.data, random, seed)}
+        return knock_out_sets(self.data, run, sets, scale=scale, **options)
+
+    def without(self, nodes: Any, mode: str = "free") -> "EditedRun":
+        """Return the circuit's run with nodes of it set to 0, by number or name.
+
+        `.logits`, and `.value(target)` of any target of the run; `mode` as in `Run.edited`.
+        """
+        from circuits.testing import as_nodes
+        from replacement.edits import Scale
+
+        run = self._attached("without")
+        if "against" in self.meta:
+            raise ValueError(
+                "circuit.without(...): a contrast is of two runs. Edit one: circuit.run.clean."
+                "edited(...), or trace without against=."
+            )
+        given = nodes if isinstance(nodes, list | tuple) else [nodes]
+        rows = self.nodes.loc[grouped(self.data, [given])["group 0"]]
+        return run.edited([Scale(as_nodes(rows), 0)], mode)
+
+    def faithfulness(
+        self,
+        prompts: Any = None,
+        *,
+        ablate: str | None = None,
+        on: Any = None,
+        roles: Any = None,
+        shares: Any = None,
+        random: int = 8,
+        strongest: int = 32,
+        seed: int = 0,
+        batch: int | None = None,
+        progress: bool = True,
+    ) -> "Faithfulness":
+        """Return what is left of the target with only the circuit, and with all but the circuit.
+
+        In the real model every node outside the circuit, active or not, errors included, is set to
+        its reference value at its position; tokens and positions are the prompt and stay.
+        `ablate`: "mean" over `prompts` (a list of prompts or runs), "resample" from one other
+        prompt of equal length, or "zero"; by default "mean" with prompts and "zero" without.
+        Positions are aligned by index; where lengths differ, by `roles`: one mapping from name to
+        position for this prompt and one for each of `prompts`; positions without a name share one
+        mean.
+
+        Measured: f = (m(C) - m(∅)) / (m(M) - m(∅)) of the circuit, of its complement, and of the
+        strongest nodes at rising `shares` of all active nodes and errors (MIB's by default; the
+        circuit's own first by |attribution|, then the others by the ungated one; a share of 1 is
+        the whole model), with MIB's CPR and CMD; completeness on `random` halves of the circuit;
+        minimality of its `strongest` nodes. `on`: targets of other runs of equal length, whose
+        mean is measured instead of this one.
+
+        Raises ValueError for a circuit without a model or of a contrast, and for prompts, roles or
+        numbers that make no sense.
+
+        >>> from circuits import load, trace
+        >>> model = load("four-tasks")
+        >>> run = model.run("When Mary and John went to the store, John gave a drink to")
+        >>> circuit = trace(run.logit(" Mary") - run.logit(" John"))
+        >>> result = circuit.faithfulness(progress=False)
+        >>> result.faithfulness > 0.9 > 0.1 > result.complement_share
+        True
+        """
+        from circuits.faithfulness import SHARES, check_measure, faithfulness_of
+        from circuits.references import ablation_of
+
+        run = self._attached("faithfulness")
+        if "against" in self.meta:
+            raise ValueError(
+                "circuit.faithfulness(...): a contrast is of two runs. Trace one of them without "
+                'against=, and give the other as prompts= with ablate="resample".'
+            )
+        given = SHARES if shares is None else shares
+        check_measure(given, random, strongest, batch, on, ablate)
+        ablation = ablation_of(run, prompts, ablate, roles)
+        return faithfulness_of(
+            self.data,
+            run,
+            ablation,
+            on=on,
+            shares=given,
+            random=random,
+            strongest=strongest,
+            seed=seed,
+            batch=batch,
+            progress=progress,
+        )
 
     def attention(self, node: int | str, *, keys: int = 2, max_nodes: int = 64) -> "AttentionOf":
         """Return what a head or Lorsa head moved from which key, and why it looked there.

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from replacement.checkpoints.files import all_finite
+from replacement.edits import EditedRun, Generated, edited_run, generated
 from replacement.families import Family, family_of
 from replacement.layers import AttentionSAE, FeatureLayer, HalvedNeurons, Lorsa, ResidualSAE
 from replacement.precision import kept_in, kept_type, with_tensors
@@ -136,6 +137,45 @@ class ReplacementModel:
                 tokens=token_texts(ids, self.tokenizer),
                 errors=errors,
             )
+
+    def edited(self, run: Run, edits: Any, mode: Any) -> EditedRun:
+        """Return a run of this model under edits; see `Run.edited`."""
+        return edited_run(run, edits, mode)
+
+    def generate(
+        self, prompt: Any, *, edits: Any = (), max_new_tokens: int = 20, errors: bool = True
+    ) -> Generated:
+        """Return the likeliest continuation of a prompt, under edits (docs/edits.md).
+
+        At every step the likeliest token, until the end-of-text token of the model's
+        `generation_config` or `max_new_tokens`; without edits what
+        `hf_model.generate(do_sample=False)` gives. Edits whose positions have no end
+        (`positions="all"`, `slice(7, None)`) hold for generated tokens too; `Scale` multiplies what
+        a node is there. `errors`: as in `run`. Raises as `run` and `Run.edited`, before anything
+        runs, and ValueError for more tokens than the model's context holds.
+
+        >>> from circuits import load
+        >>> load("four-tasks").generate(
+        ...     "When Mary and John went to the store, John gave a drink to", max_new_tokens=1
+        ... ).text
+        ' Mary'
+        """
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(
+                f"model.generate(max_new_tokens={max_new_tokens!r}): how many tokens at most, 1 or "
+                "more."
+            )
+        run = self.run(prompt, errors=errors)
+        if self.n_context is not None and len(run.tokens) + max_new_tokens > self.n_context:
+            raise ValueError(
+                f"model.generate(max_new_tokens={max_new_tokens}): the prompt has "
+                f"{len(run.tokens)} tokens and the model's context is {self.n_context}. Ask for "
+                f"{self.n_context - len(run.tokens)} at most."
+            )
+        settings: Any = self.hf_model.generation_config
+        end = settings.eos_token_id
+        ends = end if isinstance(end, list) else [] if end is None else [end]
+        return generated(run, edits, max_new_tokens, ends, self.tokenizer)
 
     def token_text(self, token_id: int) -> str:
         """Return a token in quotes, or its id in brackets where there is no tokenizer."""

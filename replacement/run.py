@@ -204,6 +204,28 @@ class Run:
             )
         return direction_target(self, vector, depth, where)
 
+    def edited(self, edits: Any, mode: Any = "free") -> Any:
+        """Return this run under edits: `.logits`, and `.value(target)` of any target of the run.
+
+        `edits`: a list of `Set`, `Scale`, `Ablate`, `Add` and `SetPattern` (docs/edits.md). `mode`:
+        "free", the real model reacts; "patterns", attention patterns are held at those of the run
+        and the rest reacts; "held", norm denominators and gates are held too, so that effects are
+        linear and attribution predicts them. Without edits all three are the run itself.
+
+        Raises TypeError, ValueError or IndexError, before anything runs, for a node or position
+        that does not exist, a mean over no runs, two edits of one node, and values that are not
+        finite or of the wrong shape.
+
+        >>> from circuits import Node, Scale, load
+        >>> run = load("four-tasks").run(
+        ...     "When Mary and John went to the store, John gave a drink to"
+        ... )
+        >>> off = run.edited([Scale(Node("lorsa", layer=3, index=5, pos=-1), 0)])
+        >>> off.logits.shape == run.logits.shape
+        True
+        """
+        return self.model.edited(self, edits, mode)
+
     def target(self, terms: list[dict[str, Any]]) -> Target:
         """Return the target that `Term.as_data` described, made anew from this run."""
         if not terms:

@@ -13,6 +13,7 @@ import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from replacement.families.family import Family
 from replacement.precision import KeepDouble
@@ -57,6 +58,14 @@ class Record:
     residual: Float[Tensor, "pos d_model"]
     """The residual stream entering the final norm, before it was replaced."""
     logits: Float[Tensor, "pos d_vocab"]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A batch of edited forward passes."""
+
+    streams: dict[int | Sublayer, Float[Tensor, "batch pos d_model"]]
+    logits: Float[Tensor, "batch pos_kept d_vocab"]
 
 
 class Tracer:
@@ -115,62 +124,67 @@ class Tracer:
 
     def run_edited(
         self,
-        token_ids: Int[Tensor, " pos"],
-        additions: Mapping[Sublayer, Float[Tensor, "batch pos d_model"]],
+        token_ids: Int[Tensor, "batch pos"],
+        edits: Mapping[Sublayer, Substitute],
         stages: Set[int | Sublayer],
-        substitutes: Mapping[Sublayer, Substitute],
-    ) -> dict[int | Sublayer, Float[Tensor, "batch pos d_model"]]:
-        """Run a batch of copies of a prompt, adding vectors to the output of sublayers.
+        *,
+        logits: bool = False,
+        past: Any = None,
+    ) -> Edited:
+        """Run a batch of prompts of one length, sublayers replaced as `edits` say.
 
-        `additions[layer, "attn" | "mlp"]` is added to what that sublayer (or what `substitutes`
-        puts in its place) adds to the residual stream, `additions[-1, ""]` to the embeddings, one
-        row of the batch per edit; `additions[layer, "resid" | "mid"]` to the stream, or to what
-        replaces it. The model reacts freely. Returned is the residual stream of the `stages` asked
-        for: 2·layer before attention, 2·layer + 1 after it, 2·n_layers before the final norm; or,
-        by the place (layer, "resid" | "mid"), before it was replaced or added to there.
+        `edits[-1, ""]` is of the embeddings. The model reacts freely. Kept is the residual stream
+        of the `stages` asked for: 2·layer before attention, 2·layer + 1 after it, 2·n_layers before
+        the final norm; or, by the place (layer, "resid" | "mid"), before it was replaced there.
+        `past`: keys and values of the tokens before (`cache`), to which those of these are added.
         """
         family, saved, blocks = self.family, {}, _at(self._wrapped, self.family.layers)
-        batch = max(addition.shape[0] for addition in additions.values())
-        copies = token_ids[None].expand(batch, -1)
-        one = {"logits_to_keep": 1}  # nobody reads the logits
-
-        def changed(place: Sublayer, stream: Any, raw: Any, written: Any) -> Any:
-            if place in substitutes:
-                written = substitutes[place](stream, raw)
-            return written + additions[place] if place in additions else written
+        settings: dict[str, Any] = {} if logits else {"logits_to_keep": 1}
+        if past is not None:
+            settings |= {"past_key_values": past, "use_cache": True}
 
         def behind(place: Sublayer, stage: int, stream: Any) -> Any:
             if place in stages:
                 saved[place] = stream.save()
-            stream = changed(place, stream, stream, stream)
+            if place in edits:
+                stream = edits[place](stream, stream)
             if stage in stages:
                 saved[stage] = stream.save()
             return stream
 
-        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(copies, **one):
+        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(token_ids, **settings):
             for number, layer in enumerate(blocks):
-                if number == 0 and (-1, "") in additions:
-                    layer.input = layer.input + additions[-1, ""]
+                if number == 0 and (-1, "") in edits:
+                    layer.input = edits[-1, ""](layer.input, layer.input)
                 layer.input = entering = behind((number, "resid"), 2 * number, layer.input)
                 raw: Any = _at(layer, family.attention).output[0]
                 written: Any = raw
                 if family.attention_post_norm is not None:
                     written = _at(layer, family.attention_post_norm).output
-                written = changed((number, "attn"), entering, raw, written)
+                if (number, "attn") in edits:
+                    written = edits[number, "attn"](entering, raw)
                 middle = behind((number, "mid"), 2 * number + 1, entering + written)
-                if (number, "mid") in substitutes or (number, "mid") in additions:
+                if (number, "mid") in edits:
                     written = middle - entering
-                _put(layer, family.attention, family.attention_post_norm, written)
+                if (number, "attn") in edits or (number, "mid") in edits:
+                    _put(layer, family.attention, family.attention_post_norm, written)
                 between = entering if self.parallel else middle
-                mlp_raw: Any = _at(layer, family.mlp).output.view_as(entering)
-                added: Any = mlp_raw
-                if family.mlp_post_norm is not None:
-                    added = _at(layer, family.mlp_post_norm).output
-                added = changed((number, "mlp"), between, mlp_raw, added)
-                _put(layer, family.mlp, family.mlp_post_norm, added)
+                if (number, "mlp") in edits:
+                    raw = _at(layer, family.mlp).output.view_as(entering)
+                    if family.mlp_post_norm is not None:
+                        _at(layer, family.mlp_post_norm).output  # noqa: B018  (in order)
+                    _put(
+                        layer, family.mlp, family.mlp_post_norm, edits[number, "mlp"](between, raw)
+                    )
             final_norm, end = _at(self._wrapped, family.final_norm), len(blocks)
             final_norm.input = behind((end, "resid"), 2 * end, final_norm.input)
-        return saved
+            scores = self._wrapped.output.logits.save()
+        return Edited(saved, scores)
+
+    def cache(self) -> Any:
+        """Return an empty store of keys and values, for runs that go on from one another."""
+        model: Any = self.model
+        return DynamicCache(config=model.config)
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ NUMBER = re.compile(r"-?\d+\.\d+(?:e-\d+)?")
 SHOWN = (
     "docs/attention.md",
     "docs/contrast.md",
+    "docs/edits.md",
     "docs/global_weights.md",
     "docs/many_circuits.md",
 )

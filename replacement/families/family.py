@@ -42,14 +42,14 @@ class HeadWeights:
 
     def mix(
         self,
-        pattern: Float[Tensor, "head query key"],
-        y: Float[Tensor, "*batch key d_model"],
-    ) -> Float[Tensor, "*batch query head d_head"]:
+        pattern: Float[Tensor, "*#batch head query key"],
+        y: Float[Tensor, "*#batch key d_model"],
+    ) -> Float[Tensor, "*#batch query head d_head"]:
         """Return every head's pattern-weighted values, from normed inputs."""
         return einops.einsum(
             pattern,
             self.values(y).repeat_interleave(self.group, dim=-2),
-            "head query key, ... key head d_head -> ... query head d_head",
+            "... head query key, ... key head d_head -> ... query head d_head",
         )
 
     def write(

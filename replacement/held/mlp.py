@@ -110,7 +110,8 @@ class HeldMLP(HeldFeatures):
             return whole[1][: self.n_active]
 
         step = super().step(gradients, of_features)
-        around = at_output @ self.features.skip
+        passed = whole[1][self.n_active :, None]
+        around = (at_output * passed) @ self.features.skip
         carried = step.gradient + self._pulled(around)
         constants = step.constants + self._constant(around)
         return Step(whole[0], whole[1], carried, constants)

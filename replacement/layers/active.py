@@ -89,6 +89,14 @@ class Active:
         used, index = self.index.unique(return_inverse=True)
         return rows[used], index
 
+    def spread_out(self) -> Float[Tensor, "pos feature"]:
+        """Return the activation of every feature at every position, 0 where it is not active."""
+        if self.dense:
+            return self.activation.view(self.n_pos, self.n_features)
+        everywhere = self.activation.new_zeros(self.n_pos, self.n_features)
+        everywhere[self.pos, self.index] = self.activation
+        return everywhere
+
     def sum_by_pos(self, amount: Float[Tensor, " node"]) -> Float[Tensor, " pos"]:
         """Return the sum of `amount` over the features of each position."""
         return amount.new_zeros(self.n_pos).index_add_(0, self.pos, amount)

@@ -63,7 +63,7 @@ class Lorsa(FeatureLayer):
     def mixed(
         self,
         y: Float[Tensor, "*batch pos d_model"],
-        pattern: Float[Tensor, "*batch head query key"] | None = None,
+        pattern: Float[Tensor, "*#batch head query key"] | None = None,
     ) -> Float[Tensor, "*batch pos feature"]:
         """Return every pre-activation: with a pattern explicitly, without by the fused kernel."""
         values = einops.rearrange(

@@ -269,7 +269,8 @@ class TestStrongest:
         run = random_run(CASES[0])
         swept = self.ungated(run)
         level = [torch.ones_like(part) for part in swept.attribution]
-        tied = Sweep(level, [torch.ones_like(keep) for keep in swept.keep], [], swept.leaves)
+        keep = [torch.ones_like(keep) for keep in swept.keep]
+        tied = Sweep(level, keep, [], swept.leaves, swept.entering)
         chosen = torch.cat(strongest(tied, run.sublayers, 5))
         assert chosen.nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
 

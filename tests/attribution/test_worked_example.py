@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attribution.flow import flow_edges
 from attribution.sweep import Sweep, sweep
-from replacement.edits import Removal, held_knock_outs
+from replacement.edits import Node, held_knock_outs
 from replacement.families import HeadWeights
 from replacement.held import Gate, Gradients, NodeRows, Reads, Step, Sublayer
 from replacement.layers import JumpReLU, QueryKey, Transcoder
@@ -240,7 +240,7 @@ def test_held_knock_out_needs_clamped_pruned_nodes() -> None:
     target = y_target(run, stage=4, value=16.0)
     swept = sweep(target, run.sublayers, 5.0)
     assert [part.tolist() for part in swept.attribution[1::2]] == [[3, 6], [8, 4]]
-    knocked = [Removal("feature", 0, "mlp", 0, 1)]
+    knocked = [Node("feature", 0, "mlp", 0, 1)]
     everything = [torch.ones_like(keep) for keep in swept.keep]
     assert held_knock_outs(target, everything, knocked).tolist() == [8]
     assert held_knock_outs(target, swept.keep, knocked).tolist() == [16 - 6]

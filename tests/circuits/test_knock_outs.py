@@ -106,7 +106,14 @@ def test_every_node_is_tested(case: Case) -> None:
     tested = circuit.test(progress=False).table
     assert tested.index.tolist() == nodes.index[wanted].tolist()
     assert tested["name"].is_unique
-    assert tested.columns.tolist() == ["name", "predicted", "held", "ungated", "free"]
+    assert tested.columns.tolist() == [
+        "name",
+        "predicted",
+        "held",
+        "ungated",
+        "patterns",
+        "free",
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])

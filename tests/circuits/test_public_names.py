@@ -29,8 +29,11 @@ from graphs.nodes import EDGE_COLUMNS, NODE_COLUMNS
 from tests.samples import random_gpt2
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["AverageCircuit", "Circuit", "Plan", "ReplacementModel", "Run", "Target"]
-NAMES += ["build_features", "compare", "load", "plan", "read", "read_cards", "trace", "trace_many"]
+NAMES = [
+    *("Ablate", "Add", "AverageCircuit", "Circuit", "Node", "Plan", "ReplacementModel", "Run"),
+    *("Scale", "Set", "SetPattern", "Target", "build_features", "compare", "load", "plan", "read"),
+    *("read_cards", "trace", "trace_many"),
+]
 
 
 def in_a_new_process(code: str, *arguments: str, **environment: str) -> Any:
@@ -121,7 +124,7 @@ def test_the_package_lists_its_names_and_no_others() -> None:
     assert circuits.__all__ == NAMES == dir(circuits)
     assert all(getattr(circuits, name) is not None for name in NAMES)
     with pytest.raises(
-        AttributeError, match="circuits has no 'tracee'; it has AverageCircuit, Circuit"
+        AttributeError, match="circuits has no 'tracee'; it has Ablate, Add, AverageCircuit"
     ):
         _ = circuits.tracee
 
@@ -140,11 +143,14 @@ def test_type_checkers_see_every_name_that_is_looked_up_late() -> None:
 
 
 PROMISED = [
-    (Circuit, "nodes edges value graph explained prune paths save test attach meta"),
-    (Run, "logit feature direction tokens token_ids prompt logits"),
+    (
+        Circuit,
+        "nodes edges value graph explained prune paths save test attach meta without faithfulness",
+    ),
+    (Run, "logit feature direction edited tokens token_ids prompt logits"),
     (Target, "centered value label"),
-    (ReplacementModel, "run"),
-    (LoadedModel, "run connections feature_tokens"),
+    (ReplacementModel, "run generate"),
+    (LoadedModel, "run generate connections feature_tokens"),
     (AverageCircuit, "nodes edges value explained prune paths save prompts nodes_in"),
     (Plan, "nodes passes bytes edges"),
 ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from replacement.edits import Removal, free_knock_outs, held_knock_outs
+from replacement.edits import Node, free_knock_outs, held_knock_outs
 from replacement.run import Run
 from replacement.target import Target
 from tests.hooked import Hooked, Place, activations, hooked_pass, layers_of, measured, rebuilt
@@ -38,19 +38,19 @@ MADE: dict[str, Callable[[Run], Target]] = {
 }
 
 
-def some_nodes(run: Run) -> Iterator[Removal]:
+def some_nodes(run: Run) -> Iterator[Node]:
     """A node of every kind of every sublayer, and an error, at one of the last two positions."""
     last = len(run.tokens) - 1
-    yield from (Removal("token", -1, "", last - 1, -1), Removal("position", -1, "", last, -1))
+    yield from (Node("token", -1, "", last - 1, -1), Node("position", -1, "", last, -1))
     for number, layer in enumerate(run.sublayers):
         pos = last - number // 2 % 2
         rows = layer.rows((layer.positions() == pos).nonzero(as_tuple=True)[0])
         for kind, index in dict(zip(rows.kind, rows.index.tolist(), strict=True)).items():
-            yield Removal(kind, layer.layer, layer.name, pos, index)
-        yield Removal("error", layer.layer, layer.name, pos, -1)
+            yield Node(kind, layer.layer, layer.name, pos, index)
+        yield Node("error", layer.layer, layer.name, pos, -1)
 
 
-def written_by(case: Case, seen: Hooked, run: Run, model, removal: Removal) -> dict[Place, Tensor]:
+def written_by(case: Case, seen: Hooked, run: Run, model, removal: Node) -> dict[Place, Tensor]:
     """Return what a node wrote, by place, from plain weights and what hooks saw."""
     base, pos, index = model.transformer, removal.pos, removal.index
     if removal.kind == "token":
@@ -139,16 +139,16 @@ def test_a_replacement_run_is_edited_as_a_replacement_run() -> None:
 @pytest.mark.parametrize(
     "removal",
     [
-        Removal("head", 0, "attn", 0, 0),
-        Removal("feature", 0, "attn", 0, 0),
-        Removal("lorsa", 0, "attn", 0, 12),
-        Removal("lorsa", 0, "attn", 9, 0),
-        Removal("lorsa", 0, "attn", -1, 0),
-        Removal("lorsa", 0, "mlp", 0, 0),
-        Removal("lorsa", 1, "attn", 0, 0),
+        Node("head", 0, "attn", 0, 0),
+        Node("feature", 0, "attn", 0, 0),
+        Node("lorsa", 0, "attn", 0, 12),
+        Node("lorsa", 0, "attn", 9, 0),
+        Node("lorsa", 0, "attn", -1, 0),
+        Node("lorsa", 0, "mlp", 0, 0),
+        Node("lorsa", 1, "attn", 0, 0),
     ],
 )
-def test_nodes_that_do_not_exist_are_refused(removal: Removal, knock_out: str) -> None:
+def test_nodes_that_do_not_exist_are_refused(removal: Node, knock_out: str) -> None:
     """Layer 0 is read through Lorsa, layer 1 through heads."""
     target = random_run(LEARNED[2]).logit(1)
     everything = [torch.ones(layer.n_nodes, dtype=torch.bool) for layer in target.run.sublayers]
@@ -166,4 +166,4 @@ def test_a_lorsa_head_that_is_not_active_is_refused() -> None:
     here = active.index[active.pos == 2].tolist()
     idle = next(index for index in range(active.n_features) if index not in here)
     with pytest.raises(ValueError, match=f"lorsa {idle} of layer 0 is not active at position 2"):
-        free_knock_outs(run.logit(1), [Removal("lorsa", 0, "attn", 2, idle)])
+        free_knock_outs(run.logit(1), [Node("lorsa", 0, "attn", 2, idle)])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attribution.sweep import sweep
-from replacement.edits import Removal, free_knock_outs, held_knock_outs
+from replacement.edits import Node, free_knock_outs, held_knock_outs
 from replacement.held import Sublayer
 from replacement.layers import Transcoder
 from replacement.model import ReplacementModel
@@ -35,21 +35,21 @@ CUTOFFS = (0.0, 0.05)
 MADE = ("difference", "combination", "feature", "direction at the start")
 
 
-def every_node(layer: Sublayer) -> list[Removal]:
+def every_node(layer: Sublayer) -> list[Node]:
     """Return one removal per node of a sublayer, in node order."""
     rows = layer.rows(torch.arange(layer.n_nodes))
     return [
-        Removal(kind, layer.layer, layer.name, pos, index)
+        Node(kind, layer.layer, layer.name, pos, index)
         for kind, pos, index in zip(rows.kind, rows.pos.tolist(), rows.index.tolist(), strict=True)
     ]
 
 
-def every_source(kind: str, run: Run) -> list[Removal]:
-    return [Removal(kind, -1, "", pos, -1) for pos in range(len(run.tokens))]
+def every_source(kind: str, run: Run) -> list[Node]:
+    return [Node(kind, -1, "", pos, -1) for pos in range(len(run.tokens))]
 
 
-def every_error(layer: Sublayer, run: Run) -> list[Removal]:
-    return [Removal("error", layer.layer, layer.name, pos, -1) for pos in range(len(run.tokens))]
+def every_error(layer: Sublayer, run: Run) -> list[Node]:
+    return [Node("error", layer.layer, layer.name, pos, -1) for pos in range(len(run.tokens))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -102,7 +102,7 @@ def test_held_forward_is_affine_in_what_enters(case: Case) -> None:
     def value(entering: Tensor) -> float:
         nothing = torch.zeros_like(entering)
         run = dataclasses.replace(target.run, token_writes=entering, position_writes=nothing)
-        none_lost = [Removal("position", -1, "", 0, -1)]
+        none_lost = [Node("position", -1, "", 0, -1)]
         moved = dataclasses.replace(target, run=run)
         return float(held_knock_outs(moved, everything, none_lost))
 
@@ -114,16 +114,16 @@ def test_held_forward_is_affine_in_what_enters(case: Case) -> None:
 @pytest.mark.parametrize(
     "removal",
     [
-        Removal("neuron", 0, "mlp", 0, 12),
-        Removal("feature", 0, "mlp", 0, 0),
-        Removal("head", 0, "attn", 0, 2),
-        Removal("head", 1, "attn", 5, 0),
-        Removal("skip", 1, "mlp", 0, -1),
-        Removal("neuron", 0, "mlp", -1, 0),
+        Node("neuron", 0, "mlp", 0, 12),
+        Node("feature", 0, "mlp", 0, 0),
+        Node("head", 0, "attn", 0, 2),
+        Node("head", 1, "attn", 5, 0),
+        Node("skip", 1, "mlp", 0, -1),
+        Node("neuron", 0, "mlp", -1, 0),
     ],
 )
 @pytest.mark.parametrize("knock_out", ["held", "free"])
-def test_nodes_that_do_not_exist_are_refused(knock_out: str, removal: Removal) -> None:
+def test_nodes_that_do_not_exist_are_refused(knock_out: str, removal: Node) -> None:
     """An error that names the node, not a knock-out of something else."""
     target = TARGETS["logit"](random_run(SMOOTH))
     everything = [torch.ones(layer.n_nodes, dtype=torch.bool) for layer in target.run.sublayers]
@@ -145,7 +145,7 @@ def test_no_removals_give_no_values() -> None:
 # ---------------------------------------------------------------- free knock-outs, by plain hooks
 
 
-def written_by(run: Run, case: Case, model: nn.Module, removal: Removal) -> Tensor:
+def written_by(run: Run, case: Case, model: nn.Module, removal: Node) -> Tensor:
     """Return what a node wrote in the original model, from PyTorch hooks and plain weights."""
     base, seen = model.transformer, {}
     layer, pos, index = removal.layer, removal.pos, removal.index
@@ -185,7 +185,7 @@ def written_by(run: Run, case: Case, model: nn.Module, removal: Removal) -> Tens
     return (seen["mlp"][0] - rebuilt)[pos]
 
 
-def measured_with_hooks(target: Target, model: nn.Module, removal: Removal, lost: Tensor) -> float:
+def measured_with_hooks(target: Target, model: nn.Module, removal: Node, lost: Tensor) -> float:
     """Return the target in the original model with `lost` taken out, by PyTorch forward hooks."""
     base, stages = model.transformer, {}
 
@@ -252,7 +252,7 @@ def test_free_knock_out_is_what_hooks_measure(
     """The whole batch at once through the library = one hooked Hugging Face run per node."""
     run, model = random_run(case), random_gpt2(SHAPES[case.shape], case.seed)
     removals = [
-        Removal(kind, layer, sublayer, pos, index)
+        Node(kind, layer, sublayer, pos, index)
         for (kind, layer, sublayer, index), pos in itertools.product(kinds, (0, 2, 4))
     ]
     if case.mlp != "neurons":
@@ -260,7 +260,7 @@ def test_free_knock_out_is_what_hooks_measure(
             active = layer.mlp.active
             first = [int(active.offsets[pos]) for pos in (0, 2)]
             removals += [
-                Removal("feature", number, "mlp", pos, int(active.index[place]))
+                Node("feature", number, "mlp", pos, int(active.index[place]))
                 for pos, place in zip((0, 2), first, strict=True)
             ]
     for name in ("difference", "centered", "combination", "feature"):
@@ -315,7 +315,7 @@ def awkward_model(attention: str = "sdpa") -> nn.Module:
 def do_everything(model: nn.Module) -> None:
     """Load, run, and knock out."""
     run = ReplacementModel(model).run([1, 2, 3])
-    removals = [Removal("head", 0, "attn", 1, 0), Removal("token", -1, "", 0, -1)]
+    removals = [Node("head", 0, "attn", 1, 0), Node("token", -1, "", 0, -1)]
     free_knock_outs(run.logit(2), removals)
     masks = [torch.ones(layer.n_nodes, dtype=torch.bool) for layer in run.sublayers]
     held_knock_outs(run.logit(2), masks, removals)
@@ -364,6 +364,6 @@ def test_an_exception_leaves_the_model_as_it_was(where: str) -> None:
             wrapped.run([1, 2, 3])
         assert state_of(model) == before
         with pytest.raises(Exception, match="the model broke"):
-            free_knock_outs(run.logit(2), [Removal("head", 0, "attn", 1, 0)])
+            free_knock_outs(run.logit(2), [Node("head", 0, "attn", 1, 0)])
         assert state_of(model) == before
     assert torch.equal(wrapped.run([1, 2, 3]).logits, run.logits)

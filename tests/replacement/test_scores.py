@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 from attribution.flow import flow_edges
 from attribution.sweep import sweep
 from circuits import trace
-from replacement.edits import Removal, free_knock_outs
+from replacement.edits import Node, free_knock_outs
 from replacement.layers import Lorsa
 from replacement.model import ReplacementModel
 from replacement.run import Run
@@ -227,7 +227,7 @@ def test_traced_like_any_target(case: Case, side: str) -> None:
 def test_free_knock_outs_of_one_side_leave_the_other_as_it_was() -> None:
     """Taking the query's token out changes nothing of the key, and the other way round."""
     run = random_run(HEADS[0])
-    at_query, at_key = Removal("token", -1, "", 4, -1), Removal("token", -1, "", 3, -1)
+    at_query, at_key = Node("token", -1, "", 4, -1), Node("token", -1, "", 3, -1)
     change = {
         side: (
             free_knock_outs(run.attention_score(0, 0, 4, 3, side=side), [at_query, at_key])

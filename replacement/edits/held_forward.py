@@ -1,8 +1,8 @@
 """A forward pass through one held sublayer, for a batch of edited residual streams.
 
 Scales, patterns and gates are those of the run. Kept nodes react linearly, the others write what
-they wrote in the run, and each row of the batch loses the node knocked out in it. Written without
-any code of the backward sweep, so that the two check each other.
+they wrote in the run, and each row of the batch has changes of its own. Written without any code of
+the backward sweep, so that the two check each other.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from replacement.edits.changes import Change, PatternChange
 from replacement.held import Sublayer
 from replacement.layers import Active, FeatureLayer, HalvedActive, HalvedNeurons, Lorsa
 from replacement.run import Run
 
 
-class Knocked(NamedTuple):
-    """The knock-outs of one sublayer: which row of the batch loses which node."""
+class Edited(NamedTuple):
+    """The changes of one sublayer: which row of the batch changes which node, and to what."""
 
-    batch: Int[Tensor, " removed"]
-    node: Int[Tensor, " removed"]
+    batch: Int[Tensor, " change"]
+    node: Int[Tensor, " change"]
+    """Number among the nodes of the run."""
+    factor: Float[Tensor, " change"]
+    value: Float[Tensor, "change *width"]
+    idle: Change | None
+    """Features that were not active in the run."""
+    skip: Change | None
+    pattern: PatternChange | None
 
 
 def held_forward(
@@ -28,7 +36,7 @@ def held_forward(
     layer: Sublayer,
     stream: Float[Tensor, "batch pos d_model"],
     kept: Bool[Tensor, " node"],
-    knocked: Knocked,
+    edited: Edited,
 ) -> Float[Tensor, "batch pos target d_model"]:
     """Return what a sublayer writes on edited streams, to its own output and later ones.
 
@@ -37,7 +45,7 @@ def held_forward(
     write = _of_mlp if layer.name == "mlp" else _of_attention
     if layer.replaces:
         write = _of_stream
-    return write(run, layer, stream, kept, knocked).unflatten(-1, (-1, stream.shape[-1]))
+    return write(run, layer, stream, kept, edited).unflatten(-1, (-1, stream.shape[-1]))
 
 
 def joined(
@@ -58,28 +66,31 @@ def _of_attention(
     layer: Sublayer,
     stream: Float[Tensor, "batch pos d_model"],
     kept: Bool[Tensor, " node"],
-    knocked: Knocked,
+    edited: Edited,
 ) -> Float[Tensor, "batch pos d_model"]:
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].attention
-    y = block.attention_norm.apply(stream, recorded.scale)
+    y, pattern = block.attention_norm.apply(stream, recorded.scale), recorded.pattern
+    if edited.pattern is not None:
+        pattern = edited.pattern.applied(pattern, len(stream))
     if isinstance(block.attention, Lorsa):
         assert recorded.active is not None
-        active, moving = recorded.active, _moving(kept, knocked)
+        active, moving = recorded.active, _moving(kept, edited)
         live = active.gate[moving] * _lorsa_pre_activations(
-            block.attention, recorded.pattern, y, active, moving
+            block.attention, pattern, y, active, moving
         )
-        return _of_features(block.attention, active, live, moving, kept, knocked)
+        return _of_features(block.attention, active, live, moving, kept, edited)
     heads = block.heads
-    mixed = heads.mix(recorded.pattern, y)
+    mixed = heads.mix(pattern, y)
     if block.attention is None:
         assert recorded.mixed is not None
         mixed = torch.where(kept.view(*recorded.mixed.shape[:2], 1), mixed, recorded.mixed)
-        mixed[knocked.batch, knocked.node // heads.n_heads, knocked.node % heads.n_heads] = 0
+        where = (edited.batch, edited.node // heads.n_heads, edited.node % heads.n_heads)
+        mixed[where] = edited.factor[:, None] * mixed[where] + edited.value
         return heads.write(mixed)
     assert recorded.active is not None
-    moving = _moving(kept, knocked)
+    moving = _moving(kept, edited)
     live = _live(block.attention, heads.write(mixed), recorded.active, moving)
-    return _of_features(block.attention, recorded.active, live, moving, kept, knocked)
+    return _of_features(block.attention, recorded.active, live, moving, kept, edited)
 
 
 def _of_mlp(
@@ -87,21 +98,21 @@ def _of_mlp(
     layer: Sublayer,
     stream: Float[Tensor, "batch pos d_model"],
     kept: Bool[Tensor, " node"],
-    knocked: Knocked,
+    edited: Edited,
 ) -> Float[Tensor, "batch pos target_times_d_model"]:
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].mlp
     active, features = recorded.active, block.mlp
     y = block.mlp_reads_through.apply(stream, recorded.scale)
-    is_feature = knocked.node < len(active)
-    of_features = Knocked(knocked.batch[is_feature], knocked.node[is_feature])
     kept = kept[: len(active)]
-    moving = _moving(kept, of_features)
+    moving = _moving(kept, edited)
     live = _live(features, y, active, moving)
-    written = _of_features(features, active, live, moving, kept, of_features)
+    written = _of_features(features, active, live, moving, kept, edited)
     if features.skip is None:
         return written
     around = y @ features.skip.T
-    around[knocked.batch[~is_feature], knocked.node[~is_feature] - len(active)] = 0
+    if edited.skip is not None:
+        where = (edited.skip.row, edited.skip.pos)
+        around[where] = edited.skip.factor[:, None] * around[where] + edited.skip.value
     written[..., : around.shape[-1]] += around
     return written
 
@@ -111,18 +122,18 @@ def _of_stream(
     layer: Sublayer,
     stream: Float[Tensor, "batch pos d_model"],
     kept: Bool[Tensor, " node"],
-    knocked: Knocked,
+    edited: Edited,
 ) -> Float[Tensor, "batch pos d_model"]:
     sae, active = run.weights.streams[layer.reads_at], run.streams[layer.reads_at].active
-    moving = _moving(kept, knocked)
+    moving = _moving(kept, edited)
     live = _live(sae, stream, active, moving)
-    return _of_features(sae, active, live, moving, kept, knocked)
+    return _of_features(sae, active, live, moving, kept, edited)
 
 
-def _moving(kept: Bool[Tensor, " node"], knocked: Knocked) -> Int[Tensor, " moving"]:
+def _moving(kept: Bool[Tensor, " node"], edited: Edited) -> Int[Tensor, " moving"]:
     """The nodes whose activation is not that of the run in every row of the batch."""
     touched = kept.clone()
-    touched[knocked.node] = True
+    touched[edited.node] = True
     return touched.nonzero(as_tuple=True)[0]
 
 
@@ -144,7 +155,7 @@ def _live(
 
 def _lorsa_pre_activations(
     lorsa: Lorsa,
-    pattern: Float[Tensor, "head query key"],
+    pattern: Float[Tensor, "*batch head query key"],
     y: Float[Tensor, "batch pos d_model"],
     active: Active,
     moving: Int[Tensor, " moving"],
@@ -152,8 +163,8 @@ def _lorsa_pre_activations(
     """Mixed head by head, position by position: slow, and nothing like the sweep."""
     pos, index = active.pos[moving], active.index[moving]
     values = y @ lorsa.read[index].T  # batch key moving
-    weights = pattern[index // lorsa.group, pos]  # moving key
-    return (values * weights.T).sum(1) + lorsa.read_bias[index]
+    weights = pattern[..., index // lorsa.group, pos, :]  # (batch) moving key
+    return (values * weights.transpose(-1, -2)).sum(1) + lorsa.read_bias[index]
 
 
 def _of_features(
@@ -162,15 +173,20 @@ def _of_features(
     live: Float[Tensor, "batch moving"],
     moving: Int[Tensor, " moving"],
     kept: Bool[Tensor, " node"],
-    knocked: Knocked,
+    edited: Edited,
 ) -> Float[Tensor, "batch pos target_times_d_model"]:
     """What all features write, given the live activations of those that move."""
     still = torch.ones_like(active.activation, dtype=torch.bool)
     still[moving] = False
     written = active.combine(features.write, active.activation * still).repeat(len(live), 1, 1)
     live = torch.where(kept[moving], live, active.activation[moving])
-    live[knocked.batch, torch.searchsorted(moving, knocked.node)] = 0
+    where = (edited.batch, torch.searchsorted(moving, edited.node))
+    live[where] = edited.factor * live[where] + edited.value
     rows = features.write[active.index[moving]]
     written.index_add_(1, active.pos[moving], live[..., None] * rows)
+    if edited.idle is not None:
+        idle = edited.idle
+        extra = idle.value[:, None] * features.write[idle.index]
+        written.index_put_((idle.row, idle.pos), extra, accumulate=True)
     written[..., : len(features.write_bias)] += features.write_bias
     return written
