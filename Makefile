@@ -4,15 +4,23 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check originals install clean
+.PHONY: demo test check originals install browser clean
 
 demo: install
 	$(BIN)/circuits demo
 
 # What CI runs: format, lint, types, tests (docstrings' examples and notebooks included).
-test: install check
+test: install check browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 	$(BIN)/python -m pytest -q --nbmake notebooks
+
+# A browser for the tests of the page; without one they are skipped.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  { apt-get install -y -qq --no-install-recommends chromium chromium-driver || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }; } >/dev/null 2>&1; } || \
+	echo "tests of the page in a browser are skipped: chromium and chromedriver are not there and could not be installed (Debian: apt-get install chromium chromium-driver, as root)"
 
 check: install
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ EDGE_BYTES = 192
 """One edge at its dearest: tensors, columns of the edge table, and the table's own checks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What tracing one target takes."""
 
@@ -44,7 +44,7 @@ class Plan:
     free_bytes: int
     device: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         nodes = ", ".join(f"{count:,} {kind}s" for kind, count in self.nodes.items())
         kept = "as many as reach the threshold"
         if self.max_nodes is not None:
@@ -62,7 +62,7 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EffectsPlan:
     """What direct effects take (`attribution.direct_effects.plan_effects`)."""
 
@@ -83,7 +83,7 @@ class EffectsPlan:
     seconds: float | None = None
     """A lower bound: the operations at the rate of this machine's matrix products."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         seconds = "" if self.seconds is None else f"; at least {self.seconds:.2g} s"
         return "\n".join(
             [

@@ -1,19 +1,19 @@
 """The product: a graph, where it came from, and what can be done with it."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from circuits.groups import check_test, grouped
-from graphs.files import save
-from graphs.files.native import read_graph
+from circuits.groups import check_test, grouped, labelled, with_groups
+from graphs.files import read_file, save
 from graphs.graph import Graph
 from graphs.networks import to_networkx
 from graphs.paths import strongest_paths
 from graphs.pruning import prune
-from graphs.view.picture import svg
+from graphs.view.page import page
 from graphs.view.terminal import summary
 
 if TYPE_CHECKING:
@@ -100,8 +100,68 @@ class Circuit:
         """Return the `k` strongest paths from a token to the target, and what each carries."""
         return strongest_paths(self.data, k)
 
+    def page(self, other: "Circuit | None" = None) -> str:
+        """Return one HTML page to look around in, that needs no network and nothing beside it.
+
+        With `other`: both in one, what they share and not. See `graphs.view.page.page`.
+        """
+        return page(self.data, None if other is None else other.data)
+
+    def show(self, other: "Circuit | None" = None) -> Path | None:
+        """Show the page in the notebook, or else in the browser; return the file it is in, if any.
+
+        `other`: a second circuit in the same page.
+        """
+        from circuits.showing import show
+
+        return show(self.page(other))
+
+    def label(self, labels: Mapping[int, str]) -> "Circuit":
+        """Return the circuit with these labels of nodes, by node number; "" takes one away.
+
+        Raises KeyError for a number that is no node.
+        """
+        return Circuit(labelled(self.data, labels), self.run)
+
+    def group(self, groups: Mapping[str, Sequence[int]]) -> "Circuit":
+        """Return the circuit with these groups of nodes (supernodes): {label: node numbers}.
+
+        They stand in `meta["groups"]`, are drawn as one box each, and replace earlier ones. Raises
+        ValueError where a number is no node or is in two groups.
+        """
+        return Circuit(with_groups(self.data, groups), self.run)
+
+    def detailed(
+        self,
+        *,
+        tokens: int = 5,
+        attention: int = 12,
+        test: "KnockOuts | Patches | None" = None,
+    ) -> "Circuit":
+        """Return the circuit with what its model says about nodes, kept in files, shown in pages.
+
+        `tokens`: so many that every node promotes and suppresses by itself; `attention`: of the
+        strongest so many heads and Lorsa heads, where they looked and why; `test`: what
+        `circuit.test()` returned, the measured effects. In `meta["details"]`, beside others;
+        of a contrast only `test`. Raises ValueError for a circuit without a model.
+
+        >>> from circuits import load, trace
+        >>> run = load("four-tasks").run("apple Oliver tower siege lamp apple Oliver tower")
+        >>> circuit = trace(run.logit(" siege") - run.logit(" lamp"), max_nodes=20)
+        >>> sorted(circuit.detailed(tokens=3, attention=1).meta["details"])
+        ['attention', 'tokens']
+        """
+        from circuits.detailing import details_of
+
+        if "against" in self.meta:
+            tokens = attention = 0
+        run = self._attached("detailed")
+        details = details_of(self.data, run, tokens=tokens, attention=attention, test=test)
+        known = self.meta.get("details", {})
+        return Circuit(self.data.noted(details={**known, **details}), self.run)
+
     def save(self, path: str | Path) -> Path:
-        """Write the circuit and return where; the ending decides what: .circuit or .svg.
+        """Write the circuit and return where; the ending decides what, see `graphs.files.save`.
 
         Written under a temporary name and renamed, so that no half file is ever left. Two traces of
         the same target give the same bytes. Raises ValueError for an ending that is not known.
@@ -317,16 +377,24 @@ class Circuit:
             )
         return self.run
 
-    def _repr_svg_(self) -> str:
-        return svg(self.data)
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from circuits.showing import mimebundle
+
+        return mimebundle(self.data)
 
     def __repr__(self) -> str:
         return summary(self.data)
 
 
 def read(path: str | Path) -> Circuit:
-    """Return the circuit saved in a `.circuit` file, without a model and without importing torch.
+    """Return the circuit saved in a file, without a model and without importing torch.
 
-    Raises FileNotFoundError or ValueError for a missing, truncated or foreign file.
+    `.circuit` and `.json` (ours, Neuronpedia's, circuit-tracer's); circuit-tracer's `.pt`, which
+    needs torch, and of which nothing is run. Raises FileNotFoundError or ValueError for a missing,
+    truncated or foreign file.
     """
-    return Circuit(read_graph(path))
+    if Path(path).suffix.lower() == ".pt" and Path(path).is_file():
+        from circuits.foreign_graph import read_pt
+
+        return Circuit(read_pt(Path(path)))
+    return Circuit(read_file(path))

@@ -56,3 +56,31 @@ def grouped(graph: Graph, groups: Any) -> dict[str, list[int]]:
             raise ValueError(f"{name} has a node twice: {list(group)!r:.60}. Name each once.")
         found[str(name)] = members
     return found
+
+
+def labelled(graph: Graph, labels: Mapping[int, str]) -> Graph:
+    """Return the graph with these labels of nodes; KeyError for a number that is no node."""
+    nodes = graph.nodes
+    unknown = [number for number in labels if number not in nodes.index]
+    if unknown:
+        raise KeyError(
+            f"circuit.label(...): {unknown[0]!r} is no node here. Give numbers of the node table, "
+            f"for instance {{{graph.target}: 'what is explained'}}."
+        )
+    for number, label in labels.items():
+        nodes.loc[number, "label"] = label
+    return Graph(nodes, graph.edges, graph.meta)
+
+
+def with_groups(graph: Graph, groups: Mapping[str, Sequence[int]]) -> Graph:
+    """Return the graph with these groups noted; ValueError for a stranger or one in two groups."""
+    given = [{"label": label, "nodes": list(ids)} for label, ids in groups.items()]
+    numbers = [number for one in given for number in one["nodes"]]
+    unknown = sorted(set(numbers) - set(graph.nodes.index.tolist()))
+    if unknown or len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"circuit.group(...): not in this circuit: {unknown[:5] or 'none'}; in two "
+            f"groups: {sorted({n for n in numbers if numbers.count(n) > 1})[:5] or 'none'}. A "
+            "node is in one group at most."
+        )
+    return graph.noted(groups=given)

@@ -15,7 +15,7 @@ from replacement.precision import kept_type
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadingPlan:
     """What it takes to load one model with its layers."""
 
@@ -35,7 +35,7 @@ class LoadingPlan:
         """Of memory, for the model and its layers."""
         return self.model_bytes + self.layer_bytes
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         model, layers = size_text(self.model_bytes), size_text(self.layer_bytes)
         if self.model_download is None:
             download = f"unknown (hub out of reach), layers {size_text(self.layer_download)}"

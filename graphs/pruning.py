@@ -104,3 +104,27 @@ def _booked(graph: Graph, kept: _Kept) -> pd.DataFrame:
     for rows, column in zip(graph.ends(), ("out_pruned", "in_pruned"), strict=True):
         nodes[column] += np.bincount(rows[cut], flow, len(nodes))
     return nodes
+
+
+def at_most(graph: Graph, max_nodes: int, max_edges: int) -> Graph:
+    """The graph of at most so many strongest nodes and edges; what goes is booked as by ``prune``.
+
+    ``max_nodes`` counts interior nodes. What dangles goes too.
+
+    >>> from graphs.example import worked_example
+    >>> at_most(worked_example(), 2, 100)
+    Graph(4 nodes, 6 edges: y = 16)
+    """
+    interior = graph.is_kind(*INTERIOR)
+    flow = np.abs(np.asarray(graph.edges["flow"]))
+    if interior.sum() <= max_nodes and flow.size <= max_edges:
+        return graph
+    strength = np.where(interior, np.abs(graph.column("attribution")), np.inf)
+    others = int((~interior).sum())
+    nodes, edges = np.zeros(interior.size, dtype=bool), np.zeros(flow.size, dtype=bool)
+    nodes[np.argsort(-strength, kind="stable")[: others + max_nodes]] = True
+    writer, reader = graph.ends()
+    between = np.flatnonzero(nodes[writer] & nodes[reader])
+    edges[between[np.argsort(-flow[between], kind="stable")[:max_edges]]] = True
+    kept = _Kept(*_supported(graph, nodes, edges))
+    return Graph(_booked(graph, kept).loc[kept.nodes], graph.edges.loc[kept.edges], graph.meta)

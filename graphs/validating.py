@@ -63,12 +63,40 @@ def checked_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     numbers = condition if isinstance(condition, dict) else {}
     if not all(isinstance(numbers.get(name), int | float) for name in ("leaves", "slope")):
         wrong.append('"condition": {"leaves": number, "slope": number}')
+    wrong += _wrong_notes(plain)
     if wrong:
         raise ValueError(
             f"Graph: meta has keys {', '.join(map(repr, plain)) or 'none'}; missing or of another "
             f"type: {', '.join(wrong)}. Give these; everything else in meta is optional."
         )
     return plain
+
+
+def _wrong_notes(meta: dict[str, Any]) -> list[str]:
+    """What of groups, pins and details is not as pages and files take it."""
+    wrong = []
+    groups = meta.get("groups", [])
+    if not isinstance(groups, list) or not all(map(_is_group, groups)):
+        wrong.append('"groups": [{"label": text, "nodes": [node numbers]}]')
+    if not _are_numbers(meta.get("pins", [])):
+        wrong.append('"pins": [node numbers]')
+    details = meta.get("details", {})
+    parts = list(details.values()) if isinstance(details, dict) else [None]
+    if not all(
+        isinstance(part, dict) and all(isinstance(one, dict) for one in part.values())
+        for part in parts
+    ):
+        wrong.append('"details": {name: {node number: {…}}}')
+    return wrong
+
+
+def _is_group(group: Any) -> bool:
+    known = isinstance(group, dict) and isinstance(group.get("label"), str)
+    return known and _are_numbers(group.get("nodes"))
+
+
+def _are_numbers(given: Any) -> bool:
+    return isinstance(given, list) and all(type(number) is int for number in given)
 
 
 def _typed(table: pd.DataFrame, columns: Mapping[str, type], name: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from circuits import read
 from circuits.cli import app
 from tests.circuits.folders import PROMPT, save_text_model
 
-COMMANDS = ("demo", "trace", "plan", "list", "show")
+COMMANDS = ("demo", "trace", "plan", "list", "show", "test", "convert", "serve")
 TASKS = ("ioi", "induction", "bracket", "greater_than")
 EXPLAIN = ("--explain", " Mary", "--minus", " John")
 
@@ -215,7 +215,7 @@ WRONG = [
     ),
     (("trace", "{model}", PROMPT, *EXPLAIN, "--device", "toaster"), ("device='toaster'",)),
     (("trace", "{model}", PROMPT, *EXPLAIN, "--dtype", "int8"), ("dtype='int8'",)),
-    (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "a.pdf"), ("a.pdf", ".circuit, .svg")),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "a.pdf"), ("a.pdf", ".circuit, .html")),
     (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "none/a.svg"), ("no folder", "mkdir -p")),
     (("plan", "{model}", PROMPT, *EXPLAIN, "--max-nodes", "0"), ("max_nodes=0",)),
     (("plan", "{model}", PROMPT, *EXPLAIN, "--dry", "--mlp", "lorsa"), ("lorsa", "circuits list")),
@@ -225,7 +225,7 @@ WRONG = [
     (("show", "{model}"), ("not a file",)),
     (("show", "{saved}", "--prune", "0"), ("above 0 and at most 1",)),
     (("show", "{saved}", "--paths", "0"), ("1 or more",)),
-    (("show", "{saved}", "-o", "a.pdf"), ("a.pdf", ".circuit, .svg")),
+    (("show", "{saved}", "-o", "a.pdf"), ("a.pdf", ".circuit, .html")),
     (("demo", "--task", "chess"), ("chess", "ioi")),
     (("explain",), ("No such command", "explain")),
 ]
@@ -295,7 +295,11 @@ def test_demo_explains_tests_and_writes(task: str) -> None:
 
 def test_demo_writes_where_it_is_told() -> None:
     assert command("demo", "-o", "here").exit_code == 0
-    assert sorted(path.name for path in Path("here").iterdir()) == ["ioi.circuit", "ioi.svg"]
+    assert sorted(path.name for path in Path("here").iterdir()) == [
+        "ioi.circuit",
+        "ioi.html",
+        "ioi.svg",
+    ]
 
 
 def test_every_command_the_help_and_the_demo_propose_works() -> None:

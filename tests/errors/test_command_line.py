@@ -59,9 +59,9 @@ COMMANDS = [
     ),
     Mistake(
         "trace to a picture that is not written",
-        lambda folder: trace(folder, "four-tasks", "-o", str(folder / "ioi.png")),
+        lambda folder: trace(folder, "four-tasks", "-o", str(folder / "ioi.jpg")),
         Refused,
-        ("ioi.png", "endings known", ".circuit"),
+        ("ioi.jpg", "Endings known", ".circuit"),
     ),
     Mistake(
         "trace into a folder that is not there",

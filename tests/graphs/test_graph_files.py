@@ -303,6 +303,6 @@ def test_writing_through_a_link(tmp_path: Path) -> None:
 
 
 def test_unknown_endings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'.json'. Endings known: .circuit, .svg"):
-        graphs.save(worked_example(), tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"'.docx'. Endings known: .circuit, .html"):
+        graphs.save(worked_example(), tmp_path / "a.docx")
     assert graphs.save(worked_example(), tmp_path / "a.svg").read_text().startswith("<svg")
