@@ -20,6 +20,7 @@ from attribution.plan import check_bound
 from attribution.sweep import GateRule
 from circuits.average import AverageCircuit, average_of, merge
 from circuits.circuit import Circuit
+from circuits.contrasting import contrasted
 from circuits.many import target_of
 from circuits.parquet import database, read_table, whole_folder, write_table
 from circuits.roles import POSITIONS, roles_by_position
@@ -44,10 +45,14 @@ OF_TRACE = (
     "versions",
 )
 """What is the same for all prompts."""
+_NAMES = ("prompt", "explain", "minus", "against", "roles")
 _ROW = (
     'A row is for instance {"prompt": "Mary and John went", "explain": " to", "minus": " in", '
-    '"roles": {"IO": 1, "END": -1}}; minus and roles may be left out.'
+    '"roles": {"IO": 1, "END": -1}}; minus, roles and against (a counterfactual) may be left out.'
 )
+
+
+_PARTS = ["token", "position", "error", "bias", "pruned", "switch"]
 
 
 class _Item(NamedTuple):
@@ -83,8 +88,10 @@ def trace_many(
     ----------
     items
         Targets, best made on the way (`(model.run(p).logit(" to") for p in prompts)`), so that one
-        run at a time is in memory; or rows with `prompt`, `explain`, perhaps `minus` and `roles`,
-        as `circuits trace MODEL prompts.jsonl` reads them, which need `model`.
+        run at a time is in memory; or rows with `prompt`, `explain`, perhaps `minus`, `roles` and
+        `against` (a counterfactual prompt: a mean of contrasts), as `circuits trace MODEL
+        prompts.jsonl` reads them, which need `model`. One prompt against several counterfactuals is
+        as many rows.
     roles
         Positions by name, `{"IO": 2, "S1": 4, "END": -1}` (a list of positions is added up), or a
         function of a run that returns such; rows may have their own. "positions": every position is
@@ -165,7 +172,7 @@ def _of_target(target: Target) -> _Item:
 
 
 def _of_row(row: Mapping[str, Any], model: Any, number: int) -> _Item:
-    wrong = [name for name in row if name not in ("prompt", "explain", "minus", "roles")]
+    wrong = [name for name in row if name not in _NAMES]
     missing = [name for name in ("prompt", "explain") if row.get(name) is None]
     if wrong or missing:
         what = f"no {missing[0]!r}" if missing else f"an unknown {wrong[0]!r}"
@@ -176,7 +183,8 @@ def _of_row(row: Mapping[str, Any], model: Any, number: int) -> _Item:
         )
 
     def made() -> Target:
-        return target_of(model.run(row["prompt"]), row["explain"], row.get("minus"))
+        target = target_of(model.run(row["prompt"]), row["explain"], row.get("minus"))
+        return target if row.get("against") is None else contrasted(target, row["against"])
 
     return _Item(_digest(dict(row)), made, row.get("roles"), model)
 
@@ -282,7 +290,7 @@ def _row(number: int, digest: str, circuit: Circuit, roles: list[str]) -> dict[s
         "prompt": circuit.meta["prompt"] or "",
         "label": circuit.meta["target"]["label"],
         "value": circuit.value,
-        **circuit.explained.reindex(["token", "position", "error", "bias", "pruned"]).to_dict(),
+        **circuit.explained.reindex(_PARTS).fillna(0.0).to_dict(),
         "tokens": len(circuit.meta["tokens"]),
         "nodes": len(circuit.data.nodes),
         "edges": len(circuit.data.edges),

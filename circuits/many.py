@@ -30,7 +30,7 @@ from replacement.run import Run
 from replacement.target import Target
 
 INDEX = "index.jsonl"
-KNOWN = ("prompt", "explain", "minus")
+KNOWN = ("prompt", "explain", "minus", "against")
 WAIT = timedelta(days=30)
 """How long a rank that is done waits for the others; a dead one ends the run by torchrun."""
 _OF_ONE_LINE = (ValueError, TypeError, IndexError, MemoryError, torch.OutOfMemoryError)
@@ -49,7 +49,7 @@ class Line:
         return f"line-{self.number:06}.circuit"
 
     def asked(self) -> dict[str, Any]:
-        """Return prompt, explain and minus (None if not there).
+        """Return prompt, explain, minus and against (None if not there).
 
         Raises ValueError or TypeError for what is no such object.
         """
@@ -64,7 +64,7 @@ class Line:
         if missing or unknown:
             what = f"no {missing[0]!r}" if missing else f"an unknown {unknown[0]!r}"
             raise ValueError(f"{what} in it (it has: {', '.join(found) or 'nothing'}). {_FITS}")
-        return {"minus": None, **found}
+        return {"minus": None, "against": None, **found}
 
 
 _FITS = 'A line is for instance {"prompt": "Mary and John went", "explain": " to", "minus": " in"}.'
@@ -250,6 +250,7 @@ class _Job:
                 target_of(run, asked["explain"], asked["minus"]),
                 self.threshold,
                 max_nodes=self.max_nodes,
+                against=asked["against"],
                 edges=self.edges,
                 progress=False,
             )
@@ -262,12 +263,8 @@ class _Job:
     def _fits(self, circuit: Circuit, asked: dict[str, Any]) -> bool:
         """Whether a circuit is what tracing a line would give."""
         meta, model = circuit.meta, self.model
-        ids = token_ids_of(
-            asked["prompt"],
-            model.tokenizer,
-            d_vocab=model.weights.d_vocab,
-            n_context=model.n_context,
-        ).tolist()
+        ids = self._ids(asked["prompt"])
+        other = None if asked["against"] is None else self._ids(asked["against"])
         tokens = [asked["explain"]] + ([] if asked["minus"] is None else [asked["minus"]])
         kind = "centered_logit" if asked["minus"] is None else "logit"
         wanted = {
@@ -294,7 +291,15 @@ class _Job:
         ]
         names = ("kind", "weight", "pos", "index")
         found = [tuple(term.get(name) for name in names) for term in meta["target"]["terms"]]
-        return found == terms and all(meta.get(name) == one for name, one in wanted.items())
+        compared = meta.get("against", {"token_ids": None})["token_ids"]
+        same = found == terms and compared == other
+        return same and all(meta.get(name) == one for name, one in wanted.items())
+
+    def _ids(self, prompt: Any) -> list[int]:
+        model = self.model
+        return token_ids_of(
+            prompt, model.tokenizer, d_vocab=model.weights.d_vocab, n_context=model.n_context
+        ).tolist()
 
     def _limit(self, ids: Sequence[int]) -> int | None:
         """The bound on nodes, which is the same for all prompts of a model."""

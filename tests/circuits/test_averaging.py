@@ -258,6 +258,21 @@ def test_contrasts_and_other_families_have_means() -> None:
     assert {"q", "k", "v", "mlp"} <= set(mean.edges["via"])
 
 
+def test_one_prompt_against_several() -> None:
+    """Rows with a counterfactual: the mean of their contrasts, switches among what adds up."""
+    clean, others = [1, 2, 3, 4], [[4, 3, 2, 1], [1, 2, 3, 9], [5, 6, 7, 4]]
+    given = [{"prompt": clean, "explain": 3, "minus": 5, "against": one} for one in others]
+    mean = averaged(given, roles="positions", threshold=0, min_share=0)
+    run = model().run(clean)
+    values = [contrasted(run.logit(3) - run.logit(5), one).value for one in others]
+    assert mean.value == pytest.approx(np.mean(values), abs=1e-9)
+    assert mean.explained.sum() == pytest.approx(mean.value, abs=1e-9)
+    assert mean.explained["switch"] != 0
+    parts = ["token", "position", "error", "bias", "pruned", "switch"]
+    assert mean.prompts[parts].sum(axis=1).tolist() == pytest.approx(values, abs=1e-9)
+    assert {"q", "k"} <= set(mean.edges["via"])
+
+
 def test_the_bundled_task() -> None:
     """Roles of IOI: the mean of two orders of names, whose positions differ."""
     found = load("four-tasks", attention="heads")

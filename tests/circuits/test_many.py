@@ -214,8 +214,26 @@ CHANGES = {
     "a prompt": ({}, {"prompt": "Mary went", "explain": " to"}, 1),
     "a token": ({}, {**prompts(3)[1], "explain": " to"}, 1),
     "a difference": ({}, {**prompts(3)[1], "minus": " store"}, 1),
+    "a counterfactual": ({}, {**prompts(3)[1], "against": prompts(3)[1]["prompt"]}, 1),
     "nothing": ({}, None, 0),
 }
+
+
+def test_a_line_against_another_prompt_is_a_contrast_and_kept(
+    model: ReplacementModel, tmp_path: Path
+) -> None:
+    one, other, _ = prompts(3)
+    line = {**one, "against": model.run(other["prompt"]).token_ids.tolist()}
+    line["against"] = (line["against"] * 9)[: len(model.run(one["prompt"]).tokens)]
+    asked = lines_of(written(tmp_path / "c.jsonl", line))
+    for kept in (0, 1):
+        result = trace_lines(model, asked, tmp_path / "of", progress=False)
+        assert result.kept == kept and not result.problems
+    circuit = read(tmp_path / "of" / "line-000001.circuit")
+    assert circuit.meta["against"]["token_ids"] == line["against"]
+    changed = {**line, "against": line["against"][::-1]}
+    again = lines_of(written(tmp_path / "d.jsonl", changed))
+    assert trace_lines(model, again, tmp_path / "of", progress=False).kept == 0
 
 
 @pytest.mark.parametrize("change", CHANGES)
