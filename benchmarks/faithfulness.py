@@ -47,8 +47,10 @@ from replacement.secant import SecantRule
 
 Scores = dict[str, Float[Tensor, " edge"]]
 WEIGHTS = (0.0, 0.5, 1.0)
-FEW = ((0.5, 0.5, 0.5), (0.5, 0, 0), (0.5, 0, 1), (0.5, 1, 0), (0.5, 1, 1), (0, 1, 1))
-"""Weights of norm, query × key and pattern × value: the means, the corners, and the best of 27."""
+DEFAULT = (SecantRule().norm, SecantRule().query_key, SecantRule().pattern_value)
+FEW = (DEFAULT, (0.5, 0.5, 0.5), (0.5, 0, 0), (0.5, 0, 1), (0.5, 1, 0), (0.5, 1, 1), (0, 1, 1))
+"""Weights of norm, query × key and pattern × value: the default, the means, the corners, and the
+best of 27."""
 FIGURES = ("CMD", "CPR", "CMD, edges", "complement", "Pearson")
 
 
@@ -66,12 +68,11 @@ class Settings:
 
 
 def secant_rules(*, every: bool) -> dict[str, SecantRule]:
-    """Return rules by name: weights 0, 1/2, 1 of norm, query × key and pattern × value."""
-    weights = itertools.product(WEIGHTS, repeat=3)
+    """Return rules by name: weights of norm, query × key and pattern × value, the default first."""
+    weights = (DEFAULT, *itertools.product(WEIGHTS, repeat=3)) if every else FEW
     return {
         f"contrast norm={norm:g} qk={qk:g} pv={pv:g}": SecantRule(pv, qk, norm)
         for norm, qk, pv in weights
-        if every or (norm, qk, pv) in FEW
     }
 
 
@@ -102,7 +103,7 @@ def scores_of(model: EdgeModel, pairs: Pairs, settings: Settings, seed: int) -> 
 
 def _is_corner(rule: SecantRule) -> bool:
     """Whether a rule takes query × key and pattern × value from one side each."""
-    return rule.norm == 0.5 and 0.5 not in (rule.query_key, rule.pattern_value)
+    return rule.norm == 0.5 and {rule.query_key, rule.pattern_value} <= {0, 1}
 
 
 def _largest(scores: Float[Tensor, "rule edge"]) -> Float[Tensor, " edge"]:

@@ -30,7 +30,7 @@ def some_pairs(count: int):
 
 def test_rules_are_named_after_their_weights() -> None:
     rules = secant_rules(every=True)
-    assert len(rules) == len({tuple(vars(rule).values()) for rule in rules.values()}) == 27
+    assert len(rules) == len({tuple(vars(rule).values()) for rule in rules.values()}) == 28
     assert rules["contrast norm=0 qk=0.5 pv=1"] == SecantRule(1.0, 0.5, 0.0)
     few = secant_rules(every=False)
     assert len(few) == 6
