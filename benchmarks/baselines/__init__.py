@@ -15,7 +15,7 @@ from benchmarks.baselines.gradients import (
     node_scores,
     relp,
 )
-from benchmarks.baselines.ours import contrast, held, recorded
+from benchmarks.baselines.ours import contrast, flow_tables, held, metric_difference, recorded
 from benchmarks.baselines.random_scores import random_scores
 
 __all__ = [
@@ -26,8 +26,10 @@ __all__ = [
     "eap_ig_inputs",
     "exhaustive_edges",
     "exhaustive_nodes",
+    "flow_tables",
     "gradient_activation",
     "held",
+    "metric_difference",
     "node_scores",
     "random_scores",
     "recorded",

@@ -85,7 +85,17 @@ def metric_difference(pair: RunPair, one: Pairs) -> Target:
 
 
 def _flows(model: EdgeModel, target: Target) -> Float[Tensor, " edge"]:
-    """The flow of every component edge of a target, from its sweep."""
+    """The flow of every component edge of a target, summed over positions."""
+    return torch.cat([table.sum((1, 3)).flatten() for table in flow_tables(model, target)])
+
+
+def flow_tables(
+    model: EdgeModel, target: Target
+) -> list[Float[Tensor, "reader read_at writer written_at"]]:
+    """Return the flow of every component edge of a target by position, a table a group.
+
+    Summed over both positions and put in a row they are the flows of `EdgeGraph`'s edges.
+    """
     run, graph = target.run, model.graph
     swept = sweep(target, run.sublayers)
     n_pos = len(run.tokens)
@@ -98,9 +108,11 @@ def _flows(model: EdgeModel, target: Target) -> Float[Tensor, " edge"]:
         written = torch.cat([written, _writes(layer, n_pos)])
         stages[layer.writes_at] = written
     (seed,) = target.seeds
-    tables.append((written[:, seed.pos] @ seed.vector)[None])
+    into_output = written.new_zeros(1, n_pos, len(written), n_pos)
+    into_output[0, seed.pos, :, seed.pos] = written[:, seed.pos] @ seed.vector
+    tables.append(into_output)
     assert [len(table) for table in tables] == [graph.n_readers(g) for g in range(graph.n_groups)]
-    return torch.cat([table.flatten() for table in tables])
+    return tables
 
 
 def _writes(layer: Sublayer, n_pos: int) -> Float[Tensor, "writer pos d_model"]:
@@ -113,8 +125,8 @@ def _writes(layer: Sublayer, n_pos: int) -> Float[Tensor, "writer pos d_model"]:
 
 def _read(
     layer: Sublayer, swept: Sweep, number: int, seen: Float[Tensor, "writer pos d_model"]
-) -> Float[Tensor, "reader writer"]:
-    """What the readers of a sublayer make of everything written before it, summed over positions.
+) -> Float[Tensor, "reader read_at writer written_at"]:
+    """What the readers of a sublayer make of everything written before it.
 
     An MLP is read as a whole: the vector its step carries back. A head's nodes, one a position,
     are read way by way.
@@ -122,7 +134,7 @@ def _read(
     gradients = swept.gradients[number]
     if layer.name == "mlp":
         carried = layer.step(gradients, _all_kept).gradient
-        return (seen * carried).sum((1, 2))[None]
+        return torch.diag_embed((seen * carried).sum(-1)).transpose(0, 1)[None]
     n_writers, n_pos = seen.shape[:2]
     reader: Any = layer.reads(gradients, torch.arange(layer.n_nodes))
     flows = reader.products(seen.flatten(0, 1), _places(n_writers, n_pos))
@@ -131,7 +143,7 @@ def _read(
         (values,) = flows.values()
         by_way = [torch.zeros_like(values), torch.zeros_like(values), values]
     tables = [
-        one.unflatten(0, (n_pos, -1)).unflatten(-1, (n_writers, n_pos)).sum((0, 3))
+        one.unflatten(0, (n_pos, -1)).unflatten(-1, (n_writers, n_pos)).transpose(0, 1)
         for one in by_way
         if one is not None
     ]

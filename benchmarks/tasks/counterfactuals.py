@@ -3,8 +3,8 @@
 Clean prompts are held out; a counterfactual need not be. BOS stands in front of every prompt, at
 position 0.
 
-* ioi: S2 → IO, which flips the answer (MIB's default), or S2 → a third name (EAP-IG). Metric:
-  logit(IO) − logit(S).
+* ioi: S2 → IO, which flips the answer (MIB's default), S2 → a third name (EAP-IG), or both names
+  exchanged throughout. Metric: logit(IO) − logit(S).
 * greater_than: YY → 02. The paper's 01 is a token of our vocabulary but stands in no training text
   (start years run from 02), so that a model has learned nothing of it. Metric: Σ p(later years) −
   Σ p(others).
@@ -16,7 +16,7 @@ position 0.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
@@ -37,7 +37,7 @@ EARLIEST: Final = YEARS[START_YEARS[0]]
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """A prompt and another that differs from it in one word."""
+    """A prompt and another of equal length."""
 
     task: str
     clean: tuple[str, ...]
@@ -89,12 +89,22 @@ def ioi_random(rng: random.Random) -> Counterfactual:
     return _ioi(rng, third)
 
 
-def _ioi(rng: random.Random, replace: Callable[[str, str], str]) -> Counterfactual:
+def ioi_swapped(rng: random.Random) -> Counterfactual:
+    """Return a sentence beside the one in which either name stands wherever the other did."""
+    one = ioi_flip(rng)
+    (io,), (subject,) = one.right, one.wrong
+    other = {io: subject, subject: io}
+    changed = [pos for pos, word in enumerate(one.clean, start=1) if word in other]
+    corrupt = tuple(other.get(word, word) for word in one.clean)
+    return replace(one, corrupt=corrupt, roles={**one.roles, "CHANGED": tuple(changed)})
+
+
+def _ioi(rng: random.Random, instead: Callable[[str, str], str]) -> Counterfactual:
     example = ioi(rng, "held_out")
     (answer,), (s2,) = example.answers, example.roles["S2"]
     (io,), (subject,) = answer.right, answer.wrong
     metric = (answer.right, answer.wrong)
-    return _changed(example, answer.pos, s2, replace(io, subject), metric, example.roles)
+    return _changed(example, answer.pos, s2, instead(io, subject), metric, example.roles)
 
 
 def greater_than_earliest(rng: random.Random) -> Counterfactual:
@@ -140,7 +150,7 @@ RULES: Final[Mapping[str, Callable[[random.Random], Counterfactual]]] = MappingP
         "greater_than": greater_than_earliest,
     }
 )
-"""Each task's rule; IOI's other one is `ioi_random`."""
+"""Each task's rule; IOI's others are `ioi_random` and `ioi_swapped`."""
 
 
 def counterfactuals(task: str, count: int, *, seed: int = 0) -> list[Counterfactual]:

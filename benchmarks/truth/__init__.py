@@ -7,6 +7,7 @@ program.py      a wiring with questions, counterfactuals and a target
 programs/       the programs, by name and group
 perfect.py      the same models read through Lorsa and transcoders that miss nothing
 exhaustive.py   what cutting each edge alone does: the truth
-compare.py      what flowed by each edge of a trace, and how well that ranks the true ones
-measure.py      one program, every rule; `python -m benchmarks.truth` does all programs
+compare.py      what flowed by each edge of a trace
+others.py       what published methods give each edge
+measure.py      one program, every method; `python -m benchmarks.truth` does all programs
 """

@@ -1,7 +1,8 @@
 """`python -m benchmarks.truth`: do the traces find the edges of models whose circuit is known?
 
 Every program plain, by every rule for products, and in a random basis, without and with dummy
-parts, by two of them; scores against the effects of exhaustive single-edge patching.
+parts, by three of them, and all by published methods; scores against the effects of exhaustive
+single-edge patching.
 """
 
 from pathlib import Path
@@ -9,11 +10,23 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.four_tasks.folder import write_json
+from benchmarks.scores import TIES
 from benchmarks.speed.machine import machine_facts
-from benchmarks.truth.measure import FEW, RULES, TOLERANCE, Measured, measured, rows_of
+from benchmarks.truth.measure import (
+    FEW,
+    RULES,
+    TOLERANCE,
+    Measured,
+    flows_by_method,
+    measured,
+    rows_of,
+)
+from benchmarks.truth.others import METHODS
 from benchmarks.truth.programs import GROUPS
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -21,6 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rotated": {"rotated": True, "dummies": 0},
     "rotated, dummies": {"rotated": True, "dummies": 2},
 }
+SHOWN = ("contrast qk 0.75 pv 0.25", *METHODS)
+"""Methods whose scores of every edge are written."""
 
 
 def main(
@@ -45,12 +60,20 @@ def main(
         of = measured(recipe.build(**VARIANTS[name], seed=seed, count=pairs))
         case = {"group": group, "program": recipe.name, "variant": name}
         rules = RULES if name == "plain" else FEW
-        rows += [{**case, **row.as_data()} for row in rows_of(of, rules)]
+        flows = flows_by_method(of, rules)
+        rows += [{**case, **row.as_data()} for row in rows_of(of, flows)]
         if name == "plain":
-            truths[recipe.name] = {"group": group, **edges_by_truth(of)}
+            scores = {one: scored_edges(of, flows[one]) for one in SHOWN}
+            truths[recipe.name] = {"group": group, **edges_by_truth(of), "scores": scores}
     chosen = "".join(f" --only {name}" for name in only or [])
     command = f"python -m benchmarks.truth{chosen} --pairs {pairs} --seed {seed} -o {output.name}"
-    facts = {"command": command, "machine": machine, "tolerance": TOLERANCE, "truths": truths}
+    facts = {
+        "command": command,
+        "machine": machine,
+        "tolerance": TOLERANCE,
+        "ties": TIES,
+        "truths": truths,
+    }
     write_json(output, facts)
     table = pd.DataFrame(rows)
     table.to_csv(output.with_suffix(".csv"), index=False)
@@ -64,6 +87,13 @@ def edges_by_truth(of: Measured) -> dict[str, list[str]]:
         name: [str(edge) for edge, true in zip(of.components.edges, truth, strict=True) if true]
         for name, truth in named.items()
     }
+
+
+def scored_edges(of: Measured, flows: Float[Tensor, "pair edge"]) -> dict[str, float]:
+    """Return the edges that score above the tolerance for ties, each by its share of the most."""
+    scores = flows.abs().mean(0)
+    shares = zip(of.components.edges, (scores / scores.max()).tolist(), strict=True)
+    return {str(edge): float(f"{share:.3g}") for edge, share in shares if share > TIES}
 
 
 def report(table: pd.DataFrame) -> str:

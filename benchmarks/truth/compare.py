@@ -1,9 +1,7 @@
-"""Scores of edges by tracing, and how well they tell an exact model's true edges from the rest."""
-
-from itertools import pairwise
+"""What flowed by each edge of an exact model, by tracing."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.truth.components import Component, Edge
@@ -14,8 +12,6 @@ from circuits.contrasting import contrasted
 from replacement.secant import SecantRule
 from replacement.target import Target
 
-TIED = 1e-6
-"""Scores below this share of the largest count as 0: float dust must not rank edges."""
 ALONG_STREAM = {"head": "v", "mlp": "mlp", "output": "out"}
 """By what a reader gets a flow along the residual stream where patterns are held."""
 
@@ -73,24 +69,3 @@ def _component(kind: str, layer: int, index: int) -> Component:
             return Component("mlp", layer)
         case _:
             return Component("output")
-
-
-def scores_of(flows: Float[Tensor, "pair edge"]) -> Float[Tensor, " edge"]:
-    """Return the mean over pairs of |flow|, 0 where it is below `TIED` of the largest."""
-    scores = flows.abs().mean(0)
-    return torch.where(scores < TIED * scores.max(), 0.0, scores)
-
-
-def roc_auc(scores: Float[Tensor, " edge"], truth: Bool[Tensor, " edge"]) -> float:
-    """Return the area under the ROC curve: how often a true edge scores above another."""
-    over = (scores[truth][:, None] - scores[~truth]).sign()
-    return float((over + 1).mean() / 2)
-
-
-def pessimistic_area(scores: Float[Tensor, " edge"], truth: Bool[Tensor, " edge"]) -> float:
-    """Return the area under the lower stairs of the ROC curve: ties count against (ACDC)."""
-    points = [(0.0, 0.0)]
-    for threshold in scores.unique().flip(0):
-        found = scores >= threshold
-        points.append((float(found[~truth].double().mean()), float(found[truth].double().mean())))
-    return sum((1 - right) * (up - low) for (_, low), (right, up) in pairwise(points))

@@ -8,14 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from benchmarks.truth.compare import (
-    contrast_flows,
-    held_flows,
-    pessimistic_area,
-    roc_auc,
-    scores_of,
-)
+from benchmarks.scores import pessimistic_area, roc_points, trapezoid_area
+from benchmarks.truth.compare import contrast_flows, held_flows
 from benchmarks.truth.exhaustive import Ablation, ComponentModel, edge_effects, edge_truth
+from benchmarks.truth.others import published_flows
 from benchmarks.truth.program import Program
 from circuits import load
 from replacement.secant import SecantRule
@@ -43,8 +39,8 @@ RULES: Mapping[str, SecantRule] = {
 }
 """By name: `query_key` and `pattern_value` of `SecantRule`. Its `norm` and `gated` split nothing
 here: these norms divide by a constant, and no MLP is gated."""
-FEW = {name: RULES[name] for name in ("qk 0.5 pv 0.5", "qk 0.75 pv 0.25")}
-"""The mean of both orders and what is recommended: enough where only the basis is another."""
+FEW = {name: RULES[name] for name in ("qk 0.5 pv 0.5", "qk 0.75 pv 0.75", "qk 0.75 pv 0.25")}
+"""The mean of both orders and two that lean: enough where only the basis is another."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +84,9 @@ class Measured:
         return torch.tensor([edge in self.program.circuit for edge in self.components.edges])
 
     def row(self, method: str, truth: str, flows: Float[Tensor, "pair edge"]) -> Row:
-        """Return how flows rank the edges of one of the truths."""
-        scores, true = scores_of(flows), self.truths[truth]
+        """Return how the mean over pairs of |flow| ranks the edges of one of the truths."""
+        scores, true = flows.abs().mean(0), self.truths[truth]
+        points = roc_points(scores, true)
         shares = scores / scores.max()
         together = torch.stack([flows.flatten(), -self.effects[truth].flatten()])
         return Row(
@@ -97,8 +94,8 @@ class Measured:
             truth,
             len(scores),
             int(true.sum()),
-            roc_auc(scores, true),
-            pessimistic_area(scores, true),
+            trapezoid_area(points),
+            pessimistic_area(points),
             float(shares[true].min()),
             float(shares[~true].max()),
             float(torch.corrcoef(together)[0, 1]),
@@ -138,12 +135,20 @@ def larger(
     return torch.where(one.abs() >= other.abs(), one, other)
 
 
-def rows_of(of: Measured, rules: Mapping[str, SecantRule] = RULES) -> list[Row]:
-    """Return a row for every rule and two for the held trace; of all rules, larger orders too."""
+def flows_by_method(
+    of: Measured, rules: Mapping[str, SecantRule] = RULES
+) -> dict[str, Float[Tensor, "pair edge"]]:
+    """Return the flows of every rule and published method; of all rules, larger orders too."""
     flows = flows_by_rule(of, rules)
     if rules.keys() >= RULES.keys():
         flows["larger of 0 0, 1 1"] = larger(flows["qk 0 pv 0"], flows["qk 1 pv 1"])
         flows["larger of 0 1, 1 0"] = larger(flows["qk 0 pv 1"], flows["qk 1 pv 0"])
-    found = [of.row(f"contrast {name}", "resample", one) for name, one in flows.items()]
+    ours = {f"contrast {name}": one for name, one in flows.items()}
+    return ours | published_flows(of.components, of.program.pairs)
+
+
+def rows_of(of: Measured, flows: Mapping[str, Float[Tensor, "pair edge"]]) -> list[Row]:
+    """Return a row for each method's flows, and two for the held trace."""
+    found = [of.row(name, "resample", one) for name, one in flows.items()]
     held = torch.stack([held_flows(of.components, pair) for pair in of.program.pairs])
     return found + [of.row("held", f"frozen {kind}", held) for kind in ("resample", "zero")]

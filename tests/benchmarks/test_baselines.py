@@ -15,15 +15,16 @@ from benchmarks.baselines import (
     eap_ig_inputs,
     exhaustive_edges,
     exhaustive_nodes,
+    flow_tables,
     gradient_activation,
     held,
+    metric_difference,
     node_scores,
     random_scores,
     recorded,
     relp,
 )
 from benchmarks.baselines.gradients import reader_gradients
-from benchmarks.baselines.ours import metric_difference
 from benchmarks.edges import EdgeModel, Pairs, Patching, Rules
 from replacement.secant import RunPair, SecantRule
 from tests.benchmarks.edge_models import edge_model, linear_model, random_pairs
@@ -190,23 +191,33 @@ def test_contrast_into_the_output_is_the_difference(rule: str, probability: bool
 
 @pytest.mark.parametrize("family", ["GPT-2", "GPT-NeoX"])
 def test_contrast_scores_are_the_flow_edges_summed(family: str) -> None:
-    """From the edges between all nodes, neurons one by one, that a trace would show."""
+    """From the edges between all nodes, neurons one by one, that a trace would show; also by
+    position."""
     model, pairs = edge_model(family), random_pairs()
     runs, graph = recorded(model, pairs), model.graph
     pair = RunPair(*runs[0], RULES["one-sided"])
     target = metric_difference(pair, pairs.part(slice(0, 1)))
     swept = sweep(target, pair.sublayers)
     flow = flow_edges(target, pair.sublayers, swept)
-    names = ["input"] * (2 * len(pair.tokens))
+    n_pos = len(pair.tokens)
+    names, places = ["input"] * (2 * n_pos), [*range(n_pos), *range(n_pos)]
     for layer, kept in zip(pair.sublayers, swept.kept(), strict=True):
-        heads = [f"a{layer.layer}.h{head}" for head in layer.rows(kept).index.tolist()]
+        rows = layer.rows(kept)
+        heads = [f"a{layer.layer}.h{head}" for head in rows.index.tolist()]
         names += heads if layer.name == "attn" else [f"m{layer.layer}"] * len(kept)
+        places += rows.pos.tolist()
     names.append("output")
-    expected = torch.zeros(graph.n_edges, dtype=torch.float64)
+    places.append(int(pairs.end[0]))
+    placed = torch.zeros(graph.n_edges, n_pos, n_pos, dtype=torch.float64)
     edges = zip(flow.source.tolist(), flow.target.tolist(), flow.via, flow.amount, strict=True)
     for source, reader, via, amount in edges:
         way = f"<{via}>" if via in "qkv" else ""
-        expected[graph.edge(f"{names[source]}->{names[reader]}{way}")] += amount
+        edge = graph.edge(f"{names[source]}->{names[reader]}{way}")
+        placed[edge, places[reader], places[source]] += amount
+    tables = [table.transpose(1, 2).flatten(0, 1) for table in flow_tables(model, target)]
+    torch.testing.assert_close(torch.cat(tables), placed, rtol=0, atol=1e-10)
+    assert not torch.allclose(placed, placed.transpose(1, 2), atol=1e-6)
+    expected = placed.sum((1, 2))
     found = contrast(model, pairs, runs, RULES["one-sided"])[0]
     assert torch.allclose(found, expected, atol=1e-10)
     assert not torch.allclose(contrast(model, pairs, runs)[0], expected, atol=1e-6)
