@@ -28,7 +28,8 @@ CUTS: Mapping[str, tuple[Ablation, bool]] = {
 """By name of a truth: what readers get over a cut edge, and whether patterns are held."""
 RECOMMENDED = SecantRule(query_key=0.75, pattern_value=0.25)
 """Chosen on `programs.RULE_CHOSEN_ON` (seeds 1 to 3): of the rules with pessimistic area 1 on all,
-which are the four of quarters, the one whose faintest true edge is strongest."""
+which are the four of quarters, the one whose faintest true edge is strongest. The library's default
+is another of the four, chosen by the bundled model's tasks as well (docs/contrast.md)."""
 _WEIGHTS = [
     *product((0.0, 0.5, 1.0), repeat=2),
     *product((0.25, 0.75), repeat=2),
