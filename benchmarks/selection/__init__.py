@@ -1,0 +1,1 @@
+"""Which rule selects the best nodes, at equal node count, in the real model."""
