@@ -7,10 +7,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.baselines import acdc, eap_ig_activations, eap_ig_inputs
+from benchmarks.baselines import acdc, discrete_codes, eap_ig_activations, eap_ig_inputs
 from benchmarks.edges import EdgeModel, Pairs, Patching
 from benchmarks.faithfulness import Settings, stored
+from benchmarks.report.cells import Cells
+from benchmarks.report.plots import curves
+from benchmarks.role_circuits import ask
 from benchmarks.scores import bootstrap_jaccard, faithfulness, roc_points
+from benchmarks.tasks.texts import text_pairs
+from benchmarks.tasks.vocabulary import make_tokenizer
 from circuits import load
 from replacement.model import ReplacementModel
 from tests.errors.mistakes import Mistake, assert_explained, each, made_file
@@ -25,6 +30,14 @@ def model() -> EdgeModel:
 def pairs() -> Pairs:
     ids = torch.tensor([[1, 2, 3]])
     return Pairs(ids, ids + 1, torch.tensor([2]), torch.zeros(1, 13))
+
+
+def cells(folder: Path, measured_with: dict[str, int]) -> Cells:
+    """A report's folder, asked for with 200 pairs, that holds a cell measured with others."""
+    found = Cells(folder, {"pairs": 200})
+    text = json.dumps({"settings": measured_with, "figures": {}})
+    made_file(folder / "cells" / "edges-ioi-0.json", text)
+    return found
 
 
 MISTAKES = [
@@ -102,6 +115,36 @@ MISTAKES = [
         ),
         ValueError,
         ("a.json", "'pairs': 40", "'pairs': 200", "another file"),
+    ),
+    Mistake(
+        "a tokenizer without a task's words",
+        lambda _: ask(ReplacementModel(tiny("GPT-2")), "ioi", 1),
+        ValueError,
+        ("ioi: vocabulary not present", "0 of 100 prompts", "Give a model"),
+    ),
+    Mistake(
+        "a report's folder of other settings",
+        lambda folder: cells(folder, {"pairs": 40}).get("edges", "ioi-0", dict),
+        ValueError,
+        ("edges-ioi-0.json", "'pairs': 40", "'pairs': 200", "another folder"),
+    ),
+    Mistake(
+        "codes from one example",
+        lambda _: discrete_codes(torch.ones(4, 2, 3), torch.ones(4, 2, 3), examples=1),
+        ValueError,
+        ("examples=1", "2 or more", "negative prompts"),
+    ),
+    Mistake(
+        "a published task without its words",
+        lambda _: text_pairs("months", make_tokenizer(), 2),
+        ValueError,
+        ("months: vocabulary not present", "0 of 2", "Give a model"),
+    ),
+    Mistake(
+        "a plot without points",
+        lambda _: curves("ROC", {}, ("x", "y")),
+        ValueError,
+        ("curves('ROC')", "no points", "one curve or more"),
     ),
 ]
 

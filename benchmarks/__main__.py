@@ -1,0 +1,71 @@
+"""`python -m benchmarks [TASK …]`: known circuits by every method, exact models, one report.
+
+Stages and what they measure: benchmarks/report/. A run that was stopped goes on in its folder.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+from benchmarks.report.cells import Cells
+from benchmarks.report.circuits import circuit_figures
+from benchmarks.report.edges import cross_figures, edge_figures
+from benchmarks.report.exact import exact_figures
+from benchmarks.report.settings import settings_of
+from benchmarks.report.writing import write_report
+from benchmarks.tasks.counterfactuals import RULES
+
+
+def main(
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks; all if not given.")] = None,
+    model: Annotated[str, typer.Option(help="What `load` takes.")] = "four-tasks",
+    quick: Annotated[bool, typer.Option("--quick", help="Few pairs: under five minutes.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder.")] = Path("report"),
+) -> None:
+    """Measure, and write report.md, report.html, tables and figures.json."""
+    chosen = tasks or list(RULES)
+    unknown = [task for task in chosen if task not in RULES]
+    if unknown:
+        raise typer.BadParameter(f"no task {unknown[0]!r}; there are {', '.join(RULES)}")
+    torch.set_num_threads(1)  # sums, and with them the last digits, do not depend on the machine
+    settings = settings_of(model, quick=quick)
+    cells = Cells(output, settings.as_data())
+    edges, circuits, exact = {}, {}, []
+    for task in tqdm(chosen, desc="edges"):
+        edges[task] = [
+            cells.get(
+                "edges", f"{task}-{seed}", lambda t=task, s=seed: edge_figures(t, s, settings)
+            )
+            for seed in range(settings.seeds)
+        ]
+    for task in tqdm(chosen, desc="circuits"):
+        picture = output / "pictures" / f"{task}.svg"
+        circuits[task] = cells.get(
+            "circuit", task, lambda t=task, p=picture: circuit_figures(t, settings, p)
+        )
+    found = {task: seeds[0]["circuit"] for task, seeds in edges.items()}
+    several = "-".join(["tasks", *chosen])
+    cross = (
+        cells.get("cross", several, lambda: cross_figures(found, settings))
+        if len(chosen) > 1
+        else None
+    )
+    for program in tqdm(settings.programs, desc="exact models"):
+        for variant in settings.variants:
+            exact.append(
+                cells.get(
+                    "exact",
+                    f"{program}-{variant}",
+                    lambda p=program, v=variant: exact_figures(p, v, settings.program_pairs),
+                )
+            )
+    measured = {"edges": edges, "circuits": circuits, "cross": cross, "exact": exact}
+    write_report(output, measured, settings)
+    typer.echo(f"wrote {output / 'report.html'}, report.md, CSV and figures.json beside it")
+
+
+if __name__ == "__main__":
+    typer.run(main)

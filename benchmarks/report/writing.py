@@ -1,0 +1,214 @@
+"""A report's files from its figures: report.md, report.html, tables as CSV, figures as JSON."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.four_tasks.folder import write_json
+from benchmarks.report.edges import TRUE, TRUTH
+from benchmarks.report.plots import curves
+from benchmarks.report.published import MODEL, ROWS, measured_here
+from benchmarks.report.settings import Settings
+
+COLUMNS = (
+    "CMD",
+    "CPR",
+    "CMD, edges",
+    "complement",
+    "Pearson",
+    "pessimistic area",
+    "trapezoid area",
+    "average precision",
+)
+STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
+    "table{border-collapse:collapse;margin:1rem 0;font-size:13px}"
+    "td,th{border-bottom:1px solid #ddd;padding:3px 9px;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img,svg{max-width:100%;height:auto}"
+)
+Section = tuple[str, str, list[pd.DataFrame], list[str]]
+"""Heading, protocol, tables, pictures (SVG text)."""
+
+
+def write_report(folder: Path, measured: dict[str, Any], settings: Settings) -> None:
+    """Write all files of a report into a folder.
+
+    `measured`: "edges" (task → one figure set a seed), "circuits", "cross", "exact".
+    """
+    sections: list[Section] = []
+    for task, seeds in measured["edges"].items():
+        sections.append(edges_section(folder, task, seeds, settings))
+    for task, found in measured["circuits"].items():
+        sections.append(_circuit_section(folder, task, found, settings))
+    if measured["cross"]:
+        sections.append(_cross_section(folder, measured["cross"], settings))
+    sections.append(_exact_section(folder, measured["exact"], settings))
+    sections.append(_published_section(folder))
+    write_json(folder / "figures.json", agreed(measured))
+    facts = f"model: {settings.model}; " + ", ".join(
+        f"{name} {value}" for name, value in settings.as_data().items() if isinstance(value, int)
+    )
+    (folder / "report.md").write_text(_markdown(facts, sections), encoding="utf-8")
+    (folder / "report.html").write_text(_html(facts, sections), encoding="utf-8")
+
+
+def agreed(measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures that another run of the same settings must give, by stage and name."""
+    edges = {
+        task: {
+            name: {column: _mean(seeds, name, column) for column in COLUMNS}
+            for name in seeds[0]["methods"]
+        }
+        for task, seeds in measured["edges"].items()
+    }
+    names = ("target", "parts", "share of nodes", "alone", "complement", "random")
+    circuits = {
+        task: {name: found[name] for name in names} for task, found in measured["circuits"].items()
+    }
+    exact = {
+        f"{cell['program']}, {cell['variant']}": {
+            f"{row['method']} / {row['truth']}": row["pessimistic_area"] for row in cell["rows"]
+        }
+        for cell in measured["exact"]
+    }
+    return {"edges": edges, "circuits": circuits, "exact": exact}
+
+
+def edges_section(
+    folder: Path, task: str, seeds: Sequence[dict[str, Any]], settings: Settings
+) -> Section:
+    """Return a task's tables and plots of edges; writes `edges-TASK.csv`."""
+    first, methods = seeds[0], list(seeds[0]["methods"])
+    table = pd.DataFrame(
+        [{"method": m, **{c: _mean(seeds, m, c) for c in COLUMNS}} for m in methods]
+    )
+    table = table.sort_values("CMD, edges", ignore_index=True)
+    table.to_csv(folder / f"edges-{task}.csv", index=False)
+    faithful = {
+        name: [(int(n), f) for n, f in row["curve"].items() if int(n) > 0]
+        for name, row in first["methods"].items()
+    }
+    areas = {name: row["ROC"] for name, row in first["methods"].items() if "ROC" in row}
+    pictures = [
+        curves(
+            f"{task}: faithfulness of circuits",
+            {name: sorted(points) for name, points in faithful.items()},
+            ("edges asked for (logarithmic)", "share of the metric kept"),
+            high=1.2,
+            low=-0.2,
+            logarithmic=True,
+        )
+    ]
+    if areas:
+        axes = ("false positive rate", "true positive rate")
+        pictures.append(curves(f"{task}: recovery of true edges", areas, axes))
+    protocol = (
+        f"{first['edges']} edges between heads (q, k, v), MLPs, input and output; clean against "
+        f"the task's counterfactual (benchmarks/tasks/counterfactuals.py), BOS in front, "
+        f"{settings.pairs} pairs to score by and as many others to measure on, means of "
+        f"{settings.seeds} draws; edges outside a circuit are resampled; circuits are the largest "
+        f"|scores|. True: patching the edge alone moves the metric by more than {TRUE:.0%} of "
+        f"its range, {first['true edges']} edges in draw 0; {TRUTH} sets that truth and so has no "
+        "recovery. Controls: random scores; scores of a network of the same shape with weights "
+        "drawn anew; complement, the metric's share left without the top tenth. Stability of the "
+        f"contrast's top tenth over 20 resamples (Jaccard): "
+        f"{statistics.mean(one['stability'] for one in seeds):.3f}."
+    )
+    return f"Edges: {task}", protocol, [table], pictures
+
+
+def _mean(seeds: Sequence[dict[str, Any]], method: str, column: str) -> float | None:
+    values = [one["methods"][method].get(column) for one in seeds]
+    return None if None in values else round(statistics.mean(values), 5)
+
+
+def _circuit_section(folder: Path, task: str, found: dict[str, Any], settings: Settings) -> Section:
+    heads, neurons = pd.DataFrame(found["heads"]), pd.DataFrame(found["neurons"])
+    heads.to_csv(folder / f"heads-{task}.csv", index=False)
+    picture = folder / "pictures" / f"{task}.svg"
+    protocol = (
+        f"Parts (heads and neurons, by role) of the mean of {settings.prompts} traces and "
+        f"contrasts, strongest first, as many as keep 93 % of the metric on other prompts; on "
+        f"{settings.prompts} more: {found['parts']} parts, {found['share of nodes']:.2%} of the "
+        f"nodes, alone {found['alone']:.1%} of the metric with all others mean-ablated by role, "
+        f"complement {found['complement']:.1%}, as many nodes at random {found['random']:.1%}. "
+        "`without`: the metric with that head alone mean-ablated at its role. The picture shows "
+        "the strongest parts of what the counterfactual changed."
+    )
+    tables = [one for one in (heads, neurons) if len(one)]
+    return f"Circuit: {task}", protocol, tables, [picture.read_text(encoding="utf-8")]
+
+
+def _cross_section(folder: Path, cross: dict[str, Any], settings: Settings) -> Section:
+    kept = pd.DataFrame(cross["faithfulness"]).T.rename_axis("metric of").reset_index()
+    alike = pd.DataFrame(cross["overlap"]).rename_axis("circuit of").reset_index()
+    kept.to_csv(folder / "cross-faithfulness.csv", index=False)
+    alike.to_csv(folder / "overlap.csv", index=False)
+    protocol = (
+        f"Circuits of the contrast's top tenth of edges, draw 0, {settings.pairs} pairs. First: "
+        "the share of the row's metric that the column's circuit keeps. Second: edges of both over "
+        "edges of either."
+    )
+    return "Circuits across tasks", protocol, [kept, alike], []
+
+
+def _exact_section(folder: Path, cells: Sequence[dict[str, Any]], settings: Settings) -> Section:
+    rows = [
+        {"program": cell["program"], "variant": cell["variant"], **row}
+        for cell in cells
+        for row in cell["rows"]
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "exact.csv", index=False)
+    protocol = (
+        f"Compiled models, {settings.program_pairs} pairs each. Truth: cutting the edge alone "
+        "changes the metric; resample for the contrast, with patterns frozen for the held trace, "
+        "which cannot contain query and key edges. The basis is a random rotation where said."
+    )
+    return "Exact models", protocol, [table], []
+
+
+def _published_section(folder: Path) -> Section:
+    table = pd.DataFrame([{**asdict(row), "here": measured_here()} for row in ROWS])
+    table = table.rename(columns={"value": "published"})
+    table.to_csv(folder / "published.csv", index=False)
+    return f"Published figures ({MODEL})", "As printed by their authors.", [table], []
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers with three digits, nothing where there is none."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if value != value else f"{value:.3f}"
+        return "" if value is None else str(value)
+
+    return table.map(text)
+
+
+def _markdown(facts: str, sections: Sequence[Section]) -> str:
+    lines = ["# Known circuits, found again", "", facts, ""]
+    for heading, protocol, tables, _ in sections:
+        lines += [f"## {heading}", "", protocol, ""]
+        for table in tables:
+            rows = [list(table.columns), ["---"] * len(table.columns), *_shown(table).to_numpy()]
+            lines += ["| " + " | ".join(str(x).replace("|", "\\|") for x in r) + " |" for r in rows]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _html(facts: str, sections: Sequence[Section]) -> str:
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f"<title>Known circuits, found again</title><style>{STYLE}</style></head><body>",
+        f"<h1>Known circuits, found again</h1><p>{escape(facts)}</p>",
+    ]
+    for heading, protocol, tables, pictures in sections:
+        parts += [f"<h2>{escape(heading)}</h2><p>{escape(protocol)}</p>", *pictures]
+        parts += [_shown(table).to_html(index=False, border=0) for table in tables]
+    return "\n".join([*parts, "</body></html>\n"])

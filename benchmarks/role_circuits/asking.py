@@ -1,0 +1,96 @@
+"""A task's prompts and counterfactuals as targets of recorded runs."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.tasks.counterfactuals import RULES, Counterfactual
+from benchmarks.tasks.vocabulary import spell
+from circuits.contrasting import contrasted
+from replacement.model import ReplacementModel
+from replacement.prompts import single_token
+from replacement.run import Run
+from replacement.target import Target
+
+DRAWS = 100
+"""So many draws a wanted prompt, before a vocabulary counts as not present."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A prompt with what is to be explained of it, and its counterfactual."""
+
+    target: Target
+    """Mean logit of the right words less that of the wrong ones, after the last word."""
+    other: Run
+    roles: Mapping[str, int]
+    """Position by role; what has none is the role `other`."""
+    answer: str
+    """The right word; of several, the first."""
+
+    @property
+    def run(self) -> Run:
+        return self.target.run
+
+    @property
+    def difference(self) -> Target:
+        """What the target is here more than in the counterfactual."""
+        return contrasted(self.target, self.other)
+
+    @property
+    def where(self) -> dict[str, list[int]]:
+        """The positions of every role, `other` among them."""
+        named = set(self.roles.values())
+        rest = [pos for pos in range(len(self.run.tokens)) if pos not in named]
+        return {**{name: [pos] for name, pos in self.roles.items()}, "other": rest}
+
+
+def ask(model: ReplacementModel, task: str, count: int, *, seed: int = 0) -> list[Asked]:
+    """Return so many prompts of a task as targets, each beside its counterfactual.
+
+    Prompts with words that are not one token of the model's tokenizer are left out. Raises
+    KeyError for an unknown task, ValueError "vocabulary not present" where hardly any is left.
+    """
+    rng, found = random.Random(f"role circuits/{seed}/{task}"), []
+    for _ in range(DRAWS * count):
+        if len(found) == count:
+            break
+        one = RULES[task](rng)
+        if _fits(one, model):
+            found.append(_asked(model, one))
+    if len(found) < count:
+        raise ValueError(
+            f"{task}: vocabulary not present: {len(found)} of {DRAWS * count} prompts are one "
+            f"token a word for the tokenizer of {model.name}. Give a model that reads them so."
+        )
+    return found
+
+
+def _fits(one: Counterfactual, model: ReplacementModel) -> bool:
+    try:
+        for word in {*one.clean, *one.corrupt, *one.right, *one.wrong}:
+            single_token(spell(word), model.tokenizer, model.weights.d_vocab)
+    except ValueError:
+        return False
+    return True
+
+
+def _asked(model: ReplacementModel, one: Counterfactual) -> Asked:
+    tokenizer: Any = model.tokenizer
+
+    def run(words: Sequence[str]) -> Run:
+        ids = [single_token(spell(word), tokenizer, model.weights.d_vocab) for word in words]
+        return model.run([tokenizer.bos_token_id, *ids])
+
+    clean, roles = run(one.clean), {}
+    for name, places in one.roles.items():
+        if name != "CHANGED" and len(places) == 1 and places[0] not in roles.values():
+            roles[name] = places[0]
+    right, wrong = _mean(clean, one.right), _mean(clean, one.wrong)
+    return Asked(right - wrong, run(one.corrupt), roles, one.right[0])
+
+
+def _mean(run: Run, words: Sequence[str]) -> Target:
+    first, *rest = (run.logit(spell(word)) for word in words)
+    return sum(rest, start=first) / len(words)

@@ -1,0 +1,156 @@
+"""The report: whole files from figures, cells that are not measured twice, quick figures again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import published
+from benchmarks.report.cells import Cells, rounded
+from benchmarks.report.edges import TRUTH, edge_figures
+from benchmarks.report.exact import exact_figures
+from benchmarks.report.plots import curves
+from benchmarks.report.published import ROWS
+from benchmarks.report.settings import Settings, settings_of
+from benchmarks.report.writing import COLUMNS, agreed, write_report
+
+ROOT = Path(__file__).parent.parent.parent
+STORED = json.loads((ROOT / "benchmarks" / "results" / "quick.json").read_text())
+QUICK = settings_of("four-tasks", quick=True)
+TINY = Settings("four-tasks", 2, 1, 1, ("or_gate",), ("plain",), 2)
+
+
+def test_exact_models_come_out_as_stored() -> None:
+    """Two programs of the quick report, as they were stored: areas are of exact effects."""
+    for program in ("induction", "or_gate"):
+        cell = exact_figures(program, "rotated", QUICK.program_pairs)
+        found = agreed({"edges": {}, "circuits": {}, "exact": [cell]})["exact"]
+        for name, areas in found.items():
+            assert areas == pytest.approx(STORED["exact"][name], abs=0.02)
+    assert STORED["exact"]["induction, rotated"]["contrast qk 0.5 pv 0.5 / resample"] == 1
+
+
+def test_edges_come_out_as_stored() -> None:
+    """Induction's row of the quick report, measured again in full."""
+    found = agreed(
+        {
+            "edges": {"greater_than": [rounded(edge_figures("greater_than", 0, QUICK))]},
+            "circuits": {},
+            "exact": [],
+        }
+    )["edges"]["greater_than"]
+    for method, row in STORED["edges"]["greater_than"].items():
+        for column, value in row.items():
+            if method == TRUTH and value is None:
+                assert found[method][column] is None
+            else:
+                assert found[method][column] == pytest.approx(value, abs=0.02), (method, column)
+
+
+def test_stored_figures_say_what_the_report_claims() -> None:
+    """Every method beats its controls: random scores and a network drawn anew."""
+    for task, rows in STORED["edges"].items():
+        for control in ("random", "contrast, reset network"):
+            assert rows["contrast"]["CMD, edges"] < rows[control]["CMD, edges"] - 0.1, task
+            better = rows["contrast"]["average precision"] - rows[control]["average precision"]
+            assert better > 0.1, task
+    for circuit in STORED["circuits"].values():
+        assert circuit["share of nodes"] <= 0.1
+        assert circuit["alone"] >= 0.9
+        assert circuit["random"] < 0.3
+        assert circuit["complement"] < 0.3
+
+
+def figures() -> dict:
+    """A report's figures, as small as they can be."""
+    row = dict.fromkeys(COLUMNS, 0.5) | {
+        "curve": {"1": 0.1, "10": 1.0},
+        "ROC": [[0.0, 0.0], [1.0, 1.0]],
+    }
+    truth = {name: value for name, value in row.items() if name not in ("ROC", *COLUMNS[5:])}
+    edges = {
+        "edges": 10,
+        "true edges": 2,
+        "stability": 0.9,
+        "methods": {"EAP": row, TRUTH: truth},
+    }
+    head = {"head": "3.2", "role": "END", "name": "copies <IO> | S2"}
+    circuit = {
+        "target": 1.0,
+        "parts": 3,
+        "share of nodes": 0.01,
+        "alone": 0.93,
+        "complement": 0.1,
+        "random": 0.0,
+        "heads": [head],
+        "neurons": [],
+    }
+    exact = {
+        "program": "or_gate",
+        "variant": "plain",
+        "rows": [{"method": "contrast", "truth": "resample", "pessimistic_area": 1.0}],
+    }
+    cross = {name: {"ioi": {"ioi": 1.0}} for name in ("faithfulness", "overlap")}
+    return {
+        "edges": {"ioi": [edges]},
+        "circuits": {"ioi": circuit},
+        "cross": cross,
+        "exact": [exact],
+    }
+
+
+def test_a_report_has_all_sections_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "try_to_load_from_cache", lambda *_: None)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "ioi.svg").write_text("<svg id='drawn'></svg>")
+    write_report(tmp_path, figures(), TINY)
+    text, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+    for heading in ("Edges: ioi", "Circuit: ioi", "Circuits across tasks", "Exact models"):
+        assert f"## {heading}" in text
+        assert f"<h2>{heading}</h2>" in page
+    assert "93.0% of the metric" in text
+    assert text.count("weights not present") == len(ROWS)
+    assert page.count("<polyline") == 3, "two curves of faithfulness, one ROC: no truth's own"
+    assert "id='drawn'" in page
+    assert "copies &lt;IO&gt;" in page
+    assert "copies <IO> \\| S2" in text, "a bar inside a cell would be a column more"
+    assert {path.suffix for path in tmp_path.iterdir()} >= {".csv", ".json", ".md", ".html"}
+    assert json.loads((tmp_path / "figures.json").read_text()) == agreed(figures())
+
+
+def test_the_same_figures_give_the_same_report(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name / "pictures").mkdir(parents=True)
+        (tmp_path / name / "pictures" / "ioi.svg").write_text("<svg></svg>")
+        write_report(tmp_path / name, figures(), TINY)
+    for path in (tmp_path / "one").glob("*.*"):
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
+
+
+def test_a_cell_is_measured_once(tmp_path: Path) -> None:
+    count = []
+
+    def measure() -> dict:
+        count.append(1)
+        return {"x": 1 / 3}
+
+    for _ in range(2):
+        cells = Cells(tmp_path, TINY.as_data())
+        assert cells.get("edges", "ioi-0", measure) == {"x": 0.33333}
+    assert len(count) == 1
+    assert list(json.loads((tmp_path / "timings.json").read_text())) == ["edges-ioi-0"]
+    assert "seconds" not in (tmp_path / "cells" / "edges-ioi-0.json").read_text()
+
+
+def test_a_curve_is_drawn_where_its_points_are() -> None:
+    drawn = curves("t", {"a": [(1, 0), (10, 0.5), (100, 2)]}, ("n", "f"), logarithmic=True)
+    assert 'points="46.0,286.0 256.0,156.0 466.0,26.0"' in drawn, "cut to 1 at the top"
+
+
+def test_gpt2_is_never_silently_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, shown in ((None, "weights not present"), ("/cache/config.json", "not run")):
+        monkeypatch.setattr(published, "try_to_load_from_cache", lambda *_, f=found: f)
+        assert published.measured_here() == shown
+    assert {row.task for row in ROWS} >= {"IOI", "greater-than", "docstring", "gendered pronoun"}
