@@ -4,7 +4,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check originals install browser clean
+.PHONY: demo test check docs originals install browser clean
 
 demo: install
 	$(BIN)/circuits demo
@@ -27,6 +27,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# The site, into site/; any warning is an error.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The packages whose layers we read, in an environment of their own, on the same small files.
 originals: install
 	test -d .venv-originals || $(PYTHON) -m venv .venv-originals
@@ -45,4 +50,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-originals demo
+	rm -rf .venv .venv-originals demo site

@@ -108,16 +108,14 @@ class Circuit:
         return page(self.data, None if other is None else other.data)
 
     def show(self, other: "Circuit | None" = None) -> Path | None:
-        """Show the page in the notebook, or else in the browser; return the file it is in, if any.
-
-        `other`: a second circuit in the same page.
-        """
+        """Show the page, with another circuit in it or alone, in the notebook, or else in the
+        browser; return the file it is in, if any."""
         from circuits.showing import show
 
         return show(self.page(other))
 
     def label(self, labels: Mapping[int, str]) -> "Circuit":
-        """Return the circuit with these labels of nodes, by node number; "" takes one away.
+        """Return the circuit with these labels of nodes, by number; "" takes one away.
 
         Raises KeyError for a number that is no node.
         """
@@ -137,13 +135,15 @@ class Circuit:
         tokens: int = 5,
         attention: int = 12,
         test: "KnockOuts | Patches | None" = None,
+        cards: Any = None,
     ) -> "Circuit":
         """Return the circuit with what its model says about nodes, kept in files, shown in pages.
 
         `tokens`: so many that every node promotes and suppresses by itself; `attention`: of the
         strongest so many heads and Lorsa heads, where they looked and why; `test`: what
-        `circuit.test()` returned, the measured effects. In `meta["details"]`, beside others;
-        of a contrast only `test`. Raises ValueError for a circuit without a model.
+        `circuit.test()` returned, the measured effects; `cards`: what `read_cards(folder)` did, its
+        features' cards. In `meta["details"]`, beside others; of a contrast only `test` and `cards`.
+        Raises ValueError for a circuit without a model, or cards of another.
 
         >>> from circuits import load, trace
         >>> run = load("four-tasks").run("apple Oliver tower siege lamp apple Oliver tower")
@@ -156,7 +156,7 @@ class Circuit:
         if "against" in self.meta:
             tokens = attention = 0
         run = self._attached("detailed")
-        details = details_of(self.data, run, tokens=tokens, attention=attention, test=test)
+        details = details_of(self.data, run, tokens, attention, test, cards)
         known = self.meta.get("details", {})
         return Circuit(self.data.noted(details={**known, **details}), self.run)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attribution.score_pairs import ScorePairs
 from circuits.attention import READ_BY_HEADS, attention_of
+from circuits.card_details import of_nodes
 from circuits.testing import KnockOuts, Patches, as_nodes
 from graphs.graph import Graph
 from graphs.nodes import INTERIOR
@@ -21,7 +22,12 @@ _PAIRS = 8
 
 
 def details_of(
-    graph: Graph, run: Run, *, tokens: int, attention: int, test: KnockOuts | Patches | None
+    graph: Graph,
+    run: Run,
+    tokens: int,
+    attention: int,
+    test: KnockOuts | Patches | None,
+    cards: Any,
 ) -> dict[str, Any]:
     """Return `meta["details"]`: by node number, tokens it promotes, attention, measured effects.
 
@@ -31,6 +37,7 @@ def details_of(
     "moved", "why": [{"key", "score", "contrast"}]}}; score and contrast are {"value", "pairs":
     [[query, key, amount], …], "rest"}, which sum to the value.
     `measured`: {node: {"predicted", "held", "free", …}}: changes of the target.
+    `cards`: what `circuits.card_details.of_nodes` says of the features that have cards.
     """
     nodes = graph.nodes.loc[graph.is_kind(*INTERIOR)]
     details: dict[str, Any] = {}
@@ -48,6 +55,8 @@ def details_of(
         }
     if test is not None:
         details["measured"] = measured(test.table)
+    if cards is not None:
+        details["cards"] = of_nodes(graph, cards)
     return details
 
 

@@ -54,8 +54,8 @@ print(plan(target))
 # (`trace` here has nothing to do with nnsight's `model.trace`: it explains one number.)
 
 # %%
-circuit = trace(target)
-circuit
+circuit = trace(target, progress=False)
+print(circuit)
 
 # %% [markdown]
 # The five sums at the top add up to the logit difference the original model computed. Which tokens
@@ -77,6 +77,9 @@ inner[["kind", "layer", "pos", "index", "token", "attribution"]].sort_values(
 
 # %% [markdown]
 # ## A smaller picture
+#
+# `circuit.show()`, or a circuit as the last line of a cell, gives a page to look around in. Here a
+# static picture will do.
 #
 # `prune` keeps the fewest nodes that hold a share of all |attribution|, and the strongest edges
 # between them. What it removes stays in the books (`pruned`), so the sum is still the target.
@@ -111,7 +114,7 @@ circuit.attention(int(at_end.idxmax()), keys=1)
 # as it likes, which is reported, not promised.
 
 # %%
-result = circuit.test()
+result = circuit.test(progress=False)
 result
 
 # %% [markdown]

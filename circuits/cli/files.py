@@ -12,6 +12,7 @@ from circuits.cli.running import (
     explained_errors,
     fail_above,
     print_json,
+    write_both,
     written,
 )
 
@@ -39,7 +40,7 @@ def show(
 
     with explained_errors():
         for path in output or []:
-            check_output(path)
+            check_output(path, two=beside is not None)
         circuit = read(file)
         other = None if beside is None else read(beside)
         if prune is not None:
@@ -53,20 +54,11 @@ def show(
         if other is None:
             written(circuit, output, quiet=as_json)
         else:
-            _write_both(circuit.page(other), output)
+            write_both(circuit, other, output, quiet=as_json)
         if browser:
             typer.echo(f"opened {circuit.show(other)}", err=True)
         conservation = circuit.data.conservation()
     fail_above({"conservation": conservation})
-
-
-def _write_both(page: str, output: list[Path] | None) -> None:
-    from graphs.files.atomic import write_whole
-
-    for path in output or []:
-        if path.suffix.lower() != ".html":
-            raise ValueError(f"-o {path}: two circuits fit into a page (.html) and nothing else.")
-        typer.echo(f"wrote {write_whole(path, page.encode())}", err=True)
 
 
 def convert(

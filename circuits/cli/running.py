@@ -24,9 +24,12 @@ def explained_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def check_output(path: Path) -> None:
-    """Refuse a file that cannot be written before any work is done for it."""
+def check_output(path: Path, *, two: bool = False) -> None:
+    """Refuse a file that cannot be written, of one circuit or of two, before any work is done."""
     from graphs.files import checked_ending
+
+    if two and path.suffix.lower() != ".html":
+        raise ValueError(f"-o {path}: two circuits fit into a page (.html) and nothing else.")
 
     try:
         checked_ending(path)
@@ -43,6 +46,17 @@ def written(circuit: "Circuit", output: list[Path] | None, *, quiet: bool = Fals
     """Save a circuit to every path, and say so; on stderr where stdout holds JSON."""
     for path in output or []:
         typer.echo(f"wrote {circuit.save(path)}", err=quiet)
+
+
+def write_both(
+    one: "Circuit", other: "Circuit", output: list[Path] | None, *, quiet: bool = False
+) -> None:
+    """Save the page of two circuits to every path, and say so as `written` does."""
+    from graphs.files.atomic import write_whole
+
+    for path in output or []:
+        write_whole(path, one.page(other).encode())
+        typer.echo(f"wrote {path}", err=quiet)
 
 
 def as_data(circuit: "Circuit", paths: int = 5) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,6 +165,7 @@ def plan(
     dry: Annotated[
         bool, typer.Option("--dry", help="Stop before a weight is read or fetched.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print what loading and a trace would cost: bytes to download, memory, nodes, passes.
 
@@ -177,15 +179,20 @@ def plan(
         needed = loading_plan(
             model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
         )
-        typer.echo(str(needed))
-        if dry:
-            return
-        loaded = circuits.load(
-            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
-        )
-        target = _compared(_target(loaded, prompt, explain, minus), against)
-        typer.echo(f"target   {target.label} = {target.value:.4f}")
-        typer.echo(str(circuits.plan(target, max_nodes)))
+        told: dict[str, Any] = {"loading": {**asdict(needed), "bytes": needed.bytes}}
+        if not as_json:
+            typer.echo(str(needed))
+        if not dry:
+            loaded = circuits.load(
+                model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
+            )
+            target = _compared(_target(loaded, prompt, explain, minus), against)
+            tracing = circuits.plan(target, max_nodes)
+            told |= {"target": target.label, "value": target.value, "trace": asdict(tracing)}
+            if not as_json:
+                typer.echo(f"target   {target.label} = {target.value:.4f}\n{tracing}")
+    if as_json:
+        print_json(told)
 
 
 def _example(task: str) -> dict[str, str]:

@@ -126,6 +126,40 @@ def test_tokens_and_effects_of_a_node(opened: Open, circuit: Class) -> None:
     assert page.bars("measured") == details["measured"][str(node)]
 
 
+def test_the_card_of_a_feature(opened: Open, circuit: Class) -> None:
+    features = circuit.nodes.index[circuit.nodes["kind"].eq("feature")]
+    node = int(circuit.nodes.loc[features, "attribution"].abs().idxmax())
+    card = {
+        "name": "L0.f7",
+        "rate": 0.0125,
+        "strongest": 3.5,
+        "examples": [["<b>Mary</b> ", "and\u202e", " John", 3.5], ["", "a", "", 2.0]],
+        "promoted": [[" Mary", 0.5], [" Anna", 0.25]],
+        "suppressed": [[" John", -0.5]],
+    }
+    details = {**circuit.meta["details"], "cards": {str(node): card}}
+    page = opened(circuit.data.noted(details=details), address=WHOLE)
+    page.select(node)
+    assert page.text(".card h3").endswith("L0.f7") and "1.25 % of tokens" in page.text(".card p")
+    items = page.js("return [...document.querySelectorAll('.examples li')].map(e => e.textContent)")
+    assert items == ["3.500 <b>Mary</b> and\\u202e John", "2.000 a"]
+    assert page.js(
+        "return [...document.querySelectorAll('.examples mark')].map(e => e.textContent)"
+    ) == [
+        "and\\u202e",
+        "a",
+    ]
+    own = dict(map(tuple, circuit.meta["details"]["tokens"][str(node)]["promoted"]))
+    assert set(page.bars("promoted")) == set(own), "the node's own tokens, once"
+    page = opened(circuit.data.noted(details={"cards": {str(node): card}}), address=WHOLE)
+    page.select(node)
+    assert page.bars("promoted") == {" Mary": 0.5, " Anna": 0.25}
+    assert page.bars("suppressed") == {" John": -0.5}
+    other = next(number for number in features if number != node)
+    page.select(int(other))
+    assert page.js("return document.querySelector('.card')") is None
+
+
 def test_in_a_notebooks_frame(driver: object, circuit: Class, tmp_path: Path) -> None:
     """An origin of its own, no address, no storage: it draws, and answers a click."""
     bundle = circuit._repr_mimebundle_()

@@ -10,13 +10,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import attribution.sweep
+import circuits
 import circuits.testing
 import circuits.tracer
-from circuits import read
+from circuits import load, read
 from circuits.cli import app
 from tests.circuits.folders import PROMPT, save_text_model
 
-COMMANDS = ("demo", "trace", "plan", "list", "show", "test", "convert", "serve")
+COMMANDS = ("demo", "trace", "plan", "list", "show", "test", "compare", "convert", "serve")
 TASKS = ("ioi", "induction", "bracket", "greater_than")
 EXPLAIN = ("--explain", " Mary", "--minus", " John")
 
@@ -169,6 +170,19 @@ def test_plan_prints_the_cost_and_traces_nothing(
         assert words in result.stdout
     assert result.stdout.count("free on cpu") == 2
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_plan_as_json_says_the_same(model: str) -> None:
+    told = json.loads(command("plan", model, PROMPT, *EXPLAIN, "--json").stdout)
+    run = load(model).run(PROMPT)
+    target = run.logit(" Mary") - run.logit(" John")
+    assert told["target"] == target.label and told["value"] == pytest.approx(target.value)
+    assert told["trace"]["edges"] == circuits.plan(target).edges > 0
+    assert (
+        told["loading"]["bytes"] == told["loading"]["model_bytes"] + told["loading"]["layer_bytes"]
+    )
+    dry = json.loads(command("plan", model, PROMPT, *EXPLAIN, "--json", "--dry").stdout)
+    assert list(dry) == ["loading"]
 
 
 def test_show_prints_prunes_and_draws(saved: str) -> None:

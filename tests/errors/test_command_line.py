@@ -4,20 +4,29 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from circuits import build_features
 from circuits.cli import app
+from graphs.example import worked_example
+from graphs.files import save
 from tests.circuits.folders import PROMPT
 from tests.errors.mistakes import Mistake, assert_explained, each, made_file
+from tests.errors.models_given import model
+from tests.graphs import samples
 
 
 class Refused(Exception):
     """What a command wrote to stderr before it ended with 2."""
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def command(folder: Path, *words: str) -> None:
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     result = CliRunner().invoke(app, list(words))
     assert result.exit_code == 2 and result.stdout == "", result.output
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     raise Refused(result.stderr.removesuffix("\n")) from None
 
 
@@ -28,6 +37,19 @@ def trace(folder: Path, model: str, *options: str) -> None:
 def many(folder: Path, text: str, *options: str) -> None:
     """Trace a file of prompts."""
     command(folder, "trace", "four-tasks", str(made_file(folder / "a.jsonl", text)), *options)
+
+
+def saved(folder: Path, size: int = 14) -> str:
+    """A circuit of so many tokens, of a model without a name."""
+    graph = worked_example() if size == 1 else samples.circuit_like()
+    return str(save(graph.noted(model="mine", layers={}), folder / f"{size}.circuit"))
+
+
+def cards(folder: Path) -> str:
+    """A folder of feature cards."""
+    path = folder / "cards"
+    build_features(model(), ["When Mary"], path, tokens=0, progress=False)
+    return str(path)
 
 
 LINE = '{"prompt": "Mary went", "explain": " to"}'
@@ -154,6 +176,68 @@ COMMANDS = [
         lambda folder: command(folder, "show", str(made_file(folder / "a.circuit", "Mary"))),
         Refused,
         ("a.circuit", "not a zip", "circuit.save"),
+    ),
+    Mistake(
+        "plan on an unknown device",
+        lambda folder: command(
+            folder, "plan", "four-tasks", PROMPT, "--explain", " Mary", "--device", "tv", "--json"
+        ),
+        Refused,
+        ("circuits: load(device='tv')", '"cpu" always works'),
+    ),
+    Mistake(
+        "compare with a file that is not there",
+        lambda folder: command(folder, "compare", saved(folder), str(folder / "b.circuit")),
+        Refused,
+        ("b.circuit", "no file", "Check the name"),
+    ),
+    Mistake(
+        "compare circuits of other lengths",
+        lambda folder: command(folder, "compare", saved(folder), saved(folder, 1)),
+        Refused,
+        ("14 tokens in a and 1 tokens in b", "do not meet", "Give --pooled"),
+    ),
+    Mistake(
+        "compare into a picture",
+        lambda folder: command(
+            folder, "compare", saved(folder), saved(folder), "-o", str(folder / "a.svg")
+        ),
+        Refused,
+        ("two circuits fit into a page (.html)",),
+    ),
+    Mistake(
+        "features of a file that is not there",
+        lambda folder: command(
+            folder, "features", "build", "four-tasks", str(folder / "a.jsonl"), "-o", "cards"
+        ),
+        Refused,
+        ("a.jsonl", "no such file", "one prompt a line"),
+    ),
+    Mistake(
+        "features into a folder of something else",
+        lambda folder: command(
+            folder,
+            "features",
+            "build",
+            "four-tasks",
+            str(made_file(folder / "a.txt", "Mary")),
+            "-o",
+            str(folder),
+        ),
+        Refused,
+        ("holds no feature cards", "Give a new folder"),
+    ),
+    Mistake(
+        "features shown of no cards",
+        lambda folder: command(folder, "features", "show", str(folder), "L0.f1"),
+        Refused,
+        ("holds no feature cards", "cards.json"),
+    ),
+    Mistake(
+        "a feature without a card",
+        lambda folder: command(folder, "features", "show", cards(folder), "L9.f1"),
+        Refused,
+        ("circuits: 'L9.f1': no card of that name", "(layer, index) of an MLP"),
     ),
     Mistake(
         "demo of an unknown task",

@@ -341,6 +341,24 @@ CARDS = [
         KeyError,
         ("'L9.f3': no card of that name", "(layer, index) of an MLP"),
     ),
+    Mistake(
+        "a folder for cards",
+        lambda _: circuit().detailed(cards="cards"),
+        TypeError,
+        ("detailed(cards='cards'): is a str", "circuits.read_cards(folder)"),
+    ),
+    Mistake(
+        "cards of layers read otherwise",
+        lambda folder: circuit().detailed(
+            tokens=0,
+            attention=0,
+            cards=build_features(
+                read_otherwise(), ["When Mary"], folder / "cards", tokens=0, progress=False
+            ),
+        ),
+        ValueError,
+        ("is of layers", "the circuit of", "build_features(model, prompts, folder)"),
+    ),
 ]
 
 

@@ -127,6 +127,7 @@ function nodeParts(row) {
     ...attentionParts(row),
     ...tokenParts(id),
     ...measuredParts(id),
+    ...cardParts(id),
   ];
 }
 
@@ -200,15 +201,33 @@ function patternRow(row, told, moved) {
   return make("div", { class: "pattern", "aria-label": "attention pattern" }, ...boxes);
 }
 
+function tokenBars(name, title, told) {
+  const part = bars(name, title, told.map(([token, amount]) => ({ name: shown(token), amount })));
+  part.querySelector(".sum").remove();
+  return part;
+}
+
 function tokenParts(id) {
   const told = data.details.tokens?.[id];
   if (!told) return [];
-  const table = (name, title) => {
-    const part = bars(name, title, told[name].map(([token, amount]) => ({ name: shown(token), amount })));
-    part.querySelector(".sum").remove();
-    return part;
-  };
-  return [table("promoted", "Raises the logits of"), table("suppressed", "Lowers the logits of")];
+  return [tokenBars("promoted", "Raises the logits of", told.promoted), tokenBars("suppressed", "Lowers the logits of", told.suppressed)];
+}
+
+// The feature over the corpus of its card; the tokens only where the node's own are not shown.
+function cardParts(id) {
+  const card = data.details.cards?.[id];
+  if (!card) return [];
+  const examples = card.examples.map(([before, token, after, activation]) =>
+    make("li", {}, `${number(activation)} `, make("q", {}, shown(before), make("mark", {}, shown(token)), shown(after))));
+  const words = data.details.tokens?.[id] ? [] : ["promoted", "suppressed"].filter((name) => card[name].length);
+  const titles = { promoted: "Promotes", suppressed: "Suppresses" };
+  return [
+    make("section", { class: "card" },
+      make("h3", {}, `Over many prompts: ${shown(card.name)}`),
+      make("p", { class: "note" }, `fires on ${(100 * card.rate).toPrecision(3)} % of tokens, at most ${number(card.strongest)}`),
+      make("ul", { class: "examples" }, ...examples)),
+    ...words.map((name) => tokenBars(name, titles[name], card[name])),
+  ];
 }
 
 function measuredParts(id) {
