@@ -238,6 +238,7 @@ def main(
     tasks: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = ",".join(RULES),
     pairs: Annotated[int, typer.Option(help="Pairs to score by, and as many to measure on.")] = 200,
     seeds: Annotated[int, typer.Option(help="Independent draws of pairs.")] = 3,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
     exhaustive: Annotated[int, typer.Option(help="Pairs for single-edge patching.")] = 200,
     jobs: Annotated[int, typer.Option(help="Processes, one thread each.")] = 1,
     every_rule: Annotated[bool, typer.Option(help="All 27 weights of the contrast.")] = False,
@@ -248,13 +249,13 @@ def main(
     names = tasks.split(",")
     command = (
         f"python -m benchmarks.faithfulness --tasks {tasks} --pairs {pairs} --seeds {seeds} "
-        f"--exhaustive {exhaustive} --jobs {jobs}{' --every-rule' if every_rule else ''}"
-        f"{' --greedy' if greedy else ''} "
+        f"--first {first} --exhaustive {exhaustive} --jobs {jobs}"
+        f"{' --every-rule' if every_rule else ''}{' --greedy' if greedy else ''} "
         f"-o benchmarks/results/{output.name}"
     )
     facts = {"command": command, "machine": machine_facts(), "settings": asdict(settings)}
     cells = stored(output, settings)
-    wanted = [(task, seed) for seed in range(seeds) for task in names]
+    wanted = [(task, seed) for seed in range(first, first + seeds) for task in names]
     with ProcessPoolExecutor(jobs) as pool:
         left = [cell for cell in wanted if name_of(cell) not in cells]
         running = {pool.submit(measure, cell, settings): cell for cell in left}
@@ -262,7 +263,7 @@ def main(
             cells[name_of(running[done])] = done.result()
             write_json(output, {**facts, "cells": dict(sorted(cells.items()))})
     for task in names:
-        rows = summary([cells[name_of((task, seed))] for seed in range(seeds)])
+        rows = summary([cells[name_of(cell)] for cell in wanted if cell[0] == task])
         typer.echo("\n".join(lines_of(task, rows)))
 
 
