@@ -223,9 +223,8 @@ def through(run: Run, reads: Reads, other: Any, head: Any) -> Tensor:
         :, head.index * size : (head.index + 1) * size
     ]
     passage.reading = alone
-    for query in range(len(run.tokens)):
-        there = other.active.pos <= query
-        ahead = passage.ahead(written[there], other.active.pos[there], query)
+    for query, ahead in enumerate(passage.ahead(written, other.active.pos)):
+        there = slice(len(ahead))
         total[:, there] += (reads.vector[:, 0] @ ahead.T) * reads.factor[:, 0, query, None]
     return total
 
