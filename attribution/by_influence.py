@@ -53,7 +53,7 @@ def influence_scores(
     ...     for layer in run.sublayers
     ... ]
     >>> scores = influence_scores(direct_effects(run, [*every, run.logit(" Mary").centered()]))
-    >>> 0.9 < scores.replacement <= 1 and 0.9 < scores.completeness <= 1
+    >>> 0.8 < scores.replacement <= 1 and 0.9 < scores.completeness <= 1
     True
     """
     is_target = effects.targets["kind"].eq("target").to_numpy()

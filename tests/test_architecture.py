@@ -24,6 +24,7 @@ FOREIGN = {"torch", "nnsight", "transformers", "safetensors", "jaxtyping", "eino
 """What `graphs` does without: a saved circuit opens without a model."""
 ONLY_USER_OF_NNSIGHT = "replacement/tracing.py"
 TRAINS = ("replacement/training/", "benchmarks/four_tasks/model.py", "benchmarks/baselines/")
+TRAINS += ("benchmarks/selection/rules.py",)  # gradient x activation, a method of others
 """Where gradients are (training, and methods of others): elsewhere there are matrix products."""
 GRADIENT_CALLS = {
     "backward",

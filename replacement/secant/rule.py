@@ -18,10 +18,10 @@ class SecantRule:
     are all found.
     """
 
-    pattern_value: float = 0.75
-    query_key: float = 0.75
-    norm: float = 0.5
-    gated: float = 0.5
+    pattern_value: int | float = 0.75
+    query_key: int | float = 0.75
+    norm: int | float = 0.5
+    gated: int | float = 0.5
     """Of a gated MLP: `a` is the gate's branch, `b` the other."""
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from benchmarks.edges import EdgeModel, Pairs, Patching, Rules
 from replacement.secant import RunPair, SecantRule
 from tests.benchmarks.edge_models import edge_model, linear_model, random_pairs
 
-RULES = {"means": SecantRule(), "one-sided": SecantRule(1.0, 0.0, 0.3, 0.8)}
+RULES = {"means": SecantRule(0.5, 0.5), "one-sided": SecantRule(1.0, 0.0, 0.3, 0.8)}
 
 
 def into_output(model: EdgeModel, scores: torch.Tensor) -> torch.Tensor:

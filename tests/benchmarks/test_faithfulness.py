@@ -33,7 +33,7 @@ def test_rules_are_named_after_their_weights() -> None:
     assert len(rules) == len({tuple(vars(rule).values()) for rule in rules.values()}) == 28
     assert rules["contrast norm=0 qk=0.5 pv=1"] == SecantRule(1.0, 0.5, 0.0)
     few = secant_rules(every=False)
-    assert len(few) == 6
+    assert len(few) == 7
     assert few.items() <= rules.items()
     assert SecantRule() in few.values()
 

@@ -145,7 +145,7 @@ MANY = [
         "row without explain",
         lambda _: joined(ROW, {"prompt": "When"}),
         ValueError,
-        ("item 1 has no 'explain'", "minus and roles may be left out"),
+        ("item 1 has no 'explain'", "minus, roles and against (a counterfactual)"),
     ),
     Mistake(
         "row with more",

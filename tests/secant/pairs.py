@@ -12,7 +12,7 @@ from tests.samples import SHAPES, TARGETS, Case, random_run
 OTHERS = ("one token", "all tokens", "no token")
 """What differs between the prompts of a pair."""
 RULES = {
-    "means": SecantRule(),
+    "means": SecantRule(0.5, 0.5, 0.5, 0.5),
     "clean": SecantRule(1.0, 1.0, 1.0, 1.0),
     "other": SecantRule(0.0, 0.0, 0.0, 0.0),
     "mixed": SecantRule(0.83, 0.21, 0.64, 0.37),

@@ -91,9 +91,9 @@ def _places(
     return places
 
 
-def _hooks(path: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
-    """What every layer reads and reproduces."""
-    listed: list[list[str]] = []
+def _hooks(path: Path, config: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """What every layer reads and reproduces, as the file says it."""
+    listed: list[list[Any]] = []
     for name in HOOKS:
         if not isinstance(config.get(name), list) or not config[name]:
             raise ValueError(
