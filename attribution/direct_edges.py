@@ -38,7 +38,7 @@ class Edges:
     in_error: np.ndarray
     in_pruned: np.ndarray
     in_switch: np.ndarray
-    via: str | list[str] = "residual"
+    via: str | np.ndarray = "residual"
 
 
 def scalars_of(

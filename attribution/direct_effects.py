@@ -129,7 +129,8 @@ def direct_effects(
 
     `precision="bf16"` rounds the factors of a float32 run's large matrix products to bfloat16,
     which is faster on processors with units for that and changes nothing on others: effects are
-    then off by some thousandths of a row's largest, and rows do not sum to values exactly.
+    then off by some thousandths of a row's largest, and rows do not sum to values exactly. "tf32"
+    does so on GPUs, with three more bits; by default nothing is rounded.
 
     `resume`: a folder to which finished batches go, and from which they are read; a job that was
     killed goes on with the same call, and gives the same bits. Where `torch.distributed` is
@@ -137,7 +138,7 @@ def direct_effects(
     its share of the batches, and all get the whole. `memory`: bytes, or text such as
     "4 GB", that may be taken besides the run; where the blocks do not fit they stay on disk (in
     `resume`, or a temporary folder) and are read as they are looked at. The batches, and with them
-    all bits, are the same with and without; only a budget that a batch of 4096 vectors exceeds
+    all bits, are the same with and without; only a budget that a batch of 2048 vectors exceeds
     makes them smaller, which can change last digits. `matrix()` and `table()` take the whole
     result's memory.
 

@@ -21,29 +21,34 @@ from attribution.effect_sources import ENTERING, Columns
 from attribution.effect_targets import Rows, Start, start_of
 from replacement.held import Cone, HeadPassage, LowRank, Passage, Scratch, Sublayer
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 2048
 """Vectors carried at once: enough for a matrix product to run at full speed."""
 BATCH_EFFECTS = 2**23
 """Effects computed at once: they are copied to blocks from a table that has all columns below."""
 
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = {"float32": ("ieee", "ieee"), "bf16": ("bf16", "ieee"), "tf32": ("ieee", "tf32")}
+"""What a processor and a GPU multiply float32 matrices in."""
 
 
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Inside the block a processor multiplies float32 matrices in a precision of `PRECISIONS`.
+    """Inside the block float32 matrices are multiplied in a precision of `PRECISIONS`.
 
     "bf16": factors are rounded to bfloat16, sums are not, where the processor has units for that.
-    It is for large products: small ones of many shapes are slower so than in float32.
+    It is for large products: small ones of many shapes are slower so than in float32. "tf32":
+    factors are rounded to 10 bits on GPUs that have units for that.
     """
-    settings: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    before = settings.fp32_precision
-    settings.fp32_precision = {"float32": "ieee", "bf16": "bf16"}[precision]
+    backends: Any = (torch.backends.mkldnn, torch.backends.cuda)
+    settings = [backend.matmul for backend in backends]
+    before = [one.fp32_precision for one in settings]
     try:
+        for one, wanted in zip(settings, PRECISIONS[precision], strict=True):
+            one.fp32_precision = wanted
         yield
     finally:
-        settings.fp32_precision = before
+        for one, kept in zip(settings, before, strict=True):
+            one.fp32_precision = kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,7 +34,7 @@ class Flow:
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     amount: Float[Tensor, " edge"]
-    via: list[str]
+    via: np.ndarray
     """What carries an edge: "residual", or in a contrast q, k, v or mlp."""
     in_bias: Float[Tensor, " node"]
     in_error: Float[Tensor, " node"]
@@ -75,7 +76,8 @@ class _Block(NamedTuple):
     source: Int[Tensor, " edge"]
     target: Int[Tensor, " edge"]
     amount: Float[Tensor, " edge"]
-    via: list[str]
+    via: dict[str, int]
+    """How many edges each carries, in their order."""
     rest: dict[str, Float[Tensor, " reader"]]
 
 
@@ -195,7 +197,7 @@ def _sparse(inflow: _Inflow, *, first: int) -> _Block:
         torch.cat([source for _, source in found.values()]),
         torch.cat([first + row for row, _ in found.values()]),
         torch.cat([inflow.edges[via][places] for via, places in found.items()]),
-        [via for via, (row, _) in found.items() for _ in range(len(row))],
+        {via: len(row) for via, (row, _) in found.items()},
         inflow.rest,
     )
 
@@ -203,10 +205,12 @@ def _sparse(inflow: _Inflow, *, first: int) -> _Block:
 def _assemble(blocks: list[_Block], *, n_sources: int) -> Flow:
     none = blocks[0].amount.new_zeros(n_sources)
     rest = {name: torch.cat([none, *(block.rest[name] for block in blocks)]) for name in RESTS}
+    carried = [part for block in blocks for part in block.via.items()]
+    names, counts = zip(*carried, strict=True)
     return Flow(
         torch.cat([block.source for block in blocks]),
         torch.cat([block.target for block in blocks]),
         torch.cat([block.amount for block in blocks]),
-        [via for block in blocks for via in block.via],
+        np.repeat(np.array(names, dtype=object), counts),
         **{f"in_{name}": amount for name, amount in rest.items()},
     )

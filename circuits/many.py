@@ -6,21 +6,19 @@ before a run was killed is found by what is in the files, and kept.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from attribution.direct_edges import EdgeKind
 from attribution.plan import check_bound, node_limit
 from circuits.circuit import Circuit, read
 from circuits.loading import load
+from circuits.ranks import Ranks
 from circuits.tracer import check_rule, trace
 from graphs.files.atomic import write_whole
 from graphs.graph import TOLERANCE
@@ -31,8 +29,6 @@ from replacement.target import Target
 
 INDEX = "index.jsonl"
 KNOWN = ("prompt", "explain", "minus", "against")
-WAIT = timedelta(days=30)
-"""How long a rank that is done waits for the others; a dead one ends the run by torchrun."""
 _OF_ONE_LINE = (ValueError, TypeError, IndexError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -68,29 +64,6 @@ class Line:
 
 
 _FITS = 'A line is for instance {"prompt": "Mary and John went", "explain": " to", "minus": " in"}.'
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which of how many processes this is, as torchrun says in the environment."""
-
-    rank: int = 0
-    count: int = 1
-    local: int = 0
-    """Which of the processes on this machine."""
-
-    @classmethod
-    def of_environment(cls) -> "Ranks":
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        return cls(
-            *(int(os.environ.get(name, one)) for name, one in zip(names, "010", strict=True))
-        )
-
-    def device(self, asked: str | None) -> str | None:
-        """Return the device to load on: ranks of one machine each take a GPU of their own."""
-        if self.count == 1 or asked not in (None, "cuda") or not torch.cuda.is_available():
-            return asked
-        return f"cuda:{self.local % torch.cuda.device_count()}"
 
 
 @dataclass(frozen=True)
@@ -183,16 +156,10 @@ def trace_lines(
     if ranks.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         job.tidy(lines)
-    if ranks.count > 1:
-        dist.init_process_group(timeout=WAIT)  # waits until rank 0 has tidied
-    mine = lines[ranks.rank :: ranks.count]
-    bar = tqdm(mine, desc="prompts", disable=not progress or ranks.rank > 0)
-    found = [job.row_of(line) for line in bar]
-    if ranks.count > 1:
-        shares: list[Any] = [None] * ranks.count
-        dist.all_gather_object(shares, found)
-        dist.destroy_process_group()
-        found = [row for share in shares for row in share]
+    with ranks.together():  # waits until rank 0 has tidied
+        mine = lines[ranks.rank :: ranks.count]
+        bar = tqdm(mine, desc="prompts", disable=not progress or ranks.rank > 0)
+        found = ranks.all_of([job.row_of(line) for line in bar])
     found.sort(key=lambda made: made[0]["line"])
     rows = [row for row, _ in found]
     if ranks.rank == 0:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from circuits.ranks import Ranks
 from graphs.files.atomic import write_whole
 from replacement.checkpoints import save_attention_saes, save_lorsa, save_transcoders
 from replacement.checkpoints.folders import check_free
@@ -91,9 +92,10 @@ def train_layers(
     `kind`: "transcoders", "lorsa" or "attention-saes". Every twentieth prompt is held out for the
     figures returned. `settings` are those of `replacement.training.TopKSettings` (for Lorsa
     `LorsaSettings`). An interrupted run of the same model, prompts and settings goes on from its
-    last checkpoint (one every 250 steps) in `work`, by default beside `folder`. Raises ValueError
-    for an unknown kind or setting, too few or too short prompts, or a folder that holds something
-    else.
+    last checkpoint (one every 250 steps) in `work`, by default beside `folder`. Under torchrun all
+    processes share the prompts of every step, and the first writes the folder. Raises ValueError
+    for an unknown kind or setting, too few or too short prompts, fewer prompts a step than
+    processes, or a folder that holds something else.
     """
     if kind not in KINDS:
         raise ValueError(f"train(kind={kind!r}): one of {', '.join(KINDS)}.")
@@ -122,14 +124,17 @@ def train_layers(
     check_free(kind, folder)
     work = work or folder.with_name(f"{folder.name}-training")
     origin = _digest(hf_model, seen, batch_size, limit)
-    layers = chosen.train(hf_model, batches, run_settings, work / origin)
-    chosen.write(layers, folder)
+    ranks = Ranks.of_environment()
+    with ranks.together():
+        layers = chosen.train(hf_model, batches, run_settings, work / origin)
     trained = Trained(
         measure_layers(hf_model, layers, measured),
         measure_model(hf_model, measured, **{chosen.replaces: layers}),
         folder,
     )
-    _note(folder, model, kind, run_settings, trained)
+    if ranks.rank == 0:
+        chosen.write(layers, folder)
+        _note(folder, model, kind, run_settings, trained)
     return trained
 
 

@@ -117,7 +117,7 @@ def edge_table(
     target: Sequence[int] | np.ndarray,
     flow: Sequence[float] | np.ndarray,
     *,
-    via: str | Sequence[str] = "residual",
+    via: str | Sequence[str] | np.ndarray = "residual",
     effect: Sequence[float] | np.ndarray | None = None,
 ) -> pd.DataFrame:
     """The edge table of these edges; ``effect`` is NaN unless given.
@@ -131,7 +131,7 @@ def edge_table(
         {
             "source": np.asarray(source, dtype=np.int64),
             "target": np.asarray(target, dtype=np.int64),
-            "via": pd.Series([via] * count if isinstance(via, str) else list(via), dtype=str),
+            "via": pd.Series([via] * count if isinstance(via, str) else via, dtype=str),
             "flow": np.asarray(flow, dtype=np.float64),
             "effect": np.full(count, np.nan)
             if effect is None

@@ -1,4 +1,4 @@
-"""What is timed: GPT-2 small's exact shape with random weights, read in three ways."""
+"""What is timed: GPT-2 small's exact shape (or Gemma-2-2B's) with random weights, read in ways."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from attribution.flow import flow_edges
 from attribution.score_pairs import score_pairs
@@ -32,6 +32,25 @@ class Shape:
     positions: int = 1024
     features: int = 6144
     active: int = 50
+    value_heads: int | None = None
+    """Given for Gemma 2, whose heads share values; None for GPT-2."""
+    head_width: int = 64
+    mlp_width: int = 3072
+
+
+GPT2_SMALL = Shape(features=2048, active=20)
+GEMMA_2_2B = Shape(
+    layers=26,
+    width=2304,
+    heads=8,
+    vocabulary=256000,
+    positions=8192,
+    features=16384,
+    active=50,
+    value_heads=4,
+    head_width=256,
+    mlp_width=9216,
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +87,11 @@ CASES = (
 )
 
 
-def random_model(shape: Shape) -> GPT2LMHeadModel:
+def random_model(shape: Shape) -> Any:
     """Return a model of random weights as a user would load it."""
     torch.manual_seed(0)
+    if shape.value_heads is not None:
+        return Gemma2ForCausalLM(_gemma_config(shape, shape.value_heads)).eval()
     config = GPT2Config(
         vocab_size=shape.vocabulary,
         n_positions=shape.positions,
@@ -81,6 +102,23 @@ def random_model(shape: Shape) -> GPT2LMHeadModel:
         eos_token_id=0,
     )
     return GPT2LMHeadModel(config).eval()
+
+
+def _gemma_config(shape: Shape, value_heads: int) -> Gemma2Config:
+    return Gemma2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=value_heads,
+        head_dim=shape.head_width,
+        query_pre_attn_scalar=shape.head_width,
+        max_position_embeddings=shape.positions,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
 
 
 def random_transcoders(shape: Shape) -> list[Transcoder]:

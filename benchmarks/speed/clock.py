@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 Part = Callable[[], object]
 Result = TypeVar("Result")
 
@@ -29,6 +31,7 @@ def clocked(part: Part) -> tuple[float, float]:
     """Return the wall-clock and the processor seconds of one call."""
     wall, cpu = time.perf_counter(), time.process_time()
     part()
+    _wait_for_the_gpu()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -42,6 +45,7 @@ def clocked_with_memory(part: Callable[[], Result]) -> tuple[Result, float, floa
         resets.write_text("5")
     before, wall, cpu = memory_mb("VmRSS"), time.perf_counter(), time.process_time()
     result = part()
+    _wait_for_the_gpu()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     grown = round(memory_mb("VmHWM") - before, 1) if resets.exists() else None
     return result, round(wall, 3), round(cpu, 3), grown
@@ -64,8 +68,14 @@ def _timing(samples: list[tuple[float, float, float, float]]) -> Timing:
     return Timing(*(round(number, 3) for number in measured))
 
 
-def memory_growth(part: Part) -> float | None:
-    """Return the megabytes `part` added to anonymous memory at its peak; None without /proc."""
+def memory_growth(part: Part, device: str = "cpu") -> float | None:
+    """Return the megabytes `part` added at its peak to a GPU's memory, or on a processor to
+    anonymous memory; None without /proc."""
+    if device != "cpu":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        part()
+        return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1)
     _return_freed_memory()
     start = memory_mb("RssAnon")
     with sampled() as seen:
@@ -98,6 +108,12 @@ def memory_mb(name: str) -> float:
     status = Path("/proc/self/status")
     found = re.search(rf"{name}:\s*(\d+)", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 / 1e6 if found else 0.0
+
+
+def _wait_for_the_gpu() -> None:
+    """Calls return before a GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _return_freed_memory() -> None:

@@ -1,11 +1,12 @@
 """What direct effects cost: seconds, and the share of this machine's rate of matrix products.
 
-GPT-2 small's shape with random weights, read through random ReLU transcoders of which about
-`active` features are on per token and layer, as circuit-tracer can read them too. Operations are
-those of the causal-cone formula, 4 · (positions up to the target's) · d² per target and attention
-layer below it: what carrying every row through every such layer takes. An effects pass may do
-fewer. A large product is measured right before and after; the share is of the faster of the two,
-by processor time, since other work on the machine slows the clock but hardly the processor time.
+GPT-2 small's or Gemma-2-2B's shape with random weights, read through random ReLU transcoders of
+which about `active` features are on per token and layer, as circuit-tracer can read them too.
+Operations are those of the causal-cone formula, 4 · (positions up to the target's) · d² per target
+and attention layer below it: what carrying every row through every such layer takes. An effects
+pass may do fewer. A large product is measured right before and after; the share is of the faster of
+the two, by processor time, since other work on the machine slows the clock but hardly the processor
+time. On a GPU the share by the clock counts, and some rows are compared with a processor's.
 """
 
 import math
@@ -21,11 +22,12 @@ from torch import Tensor
 from attribution.direct_effects import DirectEffects, direct_effects
 from attribution.effect_blocks import PRECISIONS
 from benchmarks.four_tasks.folder import write_json
-from benchmarks.speed.cases import Shape, random_ids, random_model
+from benchmarks.speed.cases import GEMMA_2_2B, GPT2_SMALL, Shape, random_ids, random_model
 from benchmarks.speed.clock import clocked, memory_growth
 from benchmarks.speed.machine import machine_facts, matmul_rates
 from replacement.layers import ReLU, Transcoder
 from replacement.model import ReplacementModel
+from replacement.precision import with_tensors
 from replacement.run import Run
 
 
@@ -44,6 +46,11 @@ def relu_transcoders(shape: Shape) -> list[Transcoder]:
     ]
 
 
+def on(layer: Any, device: str) -> Any:
+    """Return a layer on a device."""
+    return with_tensors(layer, lambda one: one.to(device))
+
+
 def chosen_targets(run: Run, count: int | None) -> list[Tensor]:
     """Return node numbers for every sublayer: all features, or `count` spread evenly over them."""
     sizes = [len(layer.mlp.active) for layer in run.layers]
@@ -60,8 +67,9 @@ def chosen_targets(run: Run, count: int | None) -> list[Tensor]:
 
 
 def operations(run: Run, chosen: list[Tensor]) -> int:
-    """Return the operations of the causal-cone formula."""
-    per_place = 4 * run.weights.d_model**2
+    """Return the operations of the causal-cone formula: heads side by side may be wider than d."""
+    heads = run.weights.layers[0].heads
+    per_place = 2 * run.weights.d_model * (heads.output.shape[0] + heads.value.shape[1])
     cones = [
         (number + 1) * int((layer.mlp.active.pos[nodes] + 1).sum())
         for number, (layer, nodes) in enumerate(zip(run.layers, chosen[1::2], strict=True))
@@ -69,6 +77,7 @@ def operations(run: Run, chosen: list[Tensor]) -> int:
     return per_place * sum(cones)
 
 
+SHAPES = {"gpt2-small": GPT2_SMALL, "gemma-2-2b": GEMMA_2_2B}
 TOP = 1000
 """How many of the strongest effects are compared between precisions."""
 
@@ -78,7 +87,8 @@ def agreement(found: DirectEffects, exact: DirectEffects) -> dict[str, float]:
     strongest effects between nodes that are among the strongest of both."""
     largest, top = 0.0, []
     for one, other in zip(found.blocks, exact.blocks, strict=True):
-        off = (one.values - other.values).abs().amax(1) / other.values.abs().amax(1)
+        exactly = other.values.cpu()
+        off = (one.values.cpu() - exactly).abs().amax(1) / exactly.abs().amax(1)
         largest = max(largest, float(off.max()))
     for effects in (found, exact):
         matrix = effects.matrix()[:, torch.cat(effects.nodes).numpy()].tocoo()
@@ -89,20 +99,23 @@ def agreement(found: DirectEffects, exact: DirectEffects) -> dict[str, float]:
     return {"largest difference": _digits(largest), f"of the top {TOP} in both": round(share, 4)}
 
 
-def measure(shape: Shape, count: int | None, repeat: int, precision: str) -> dict[str, Any]:
+def measure(
+    shape: Shape, count: int | None, repeat: int, precision: str, device: str = "cpu"
+) -> dict[str, Any]:
     """Return what the direct effects on so many targets (None: all) of one prompt cost."""
-    model = ReplacementModel(random_model(shape), None, relu_transcoders(shape))
+    layers = [on(layer, device) for layer in relu_transcoders(shape)]
+    model = ReplacementModel(random_model(shape).to(device), None, layers)
     run = model.run(random_ids(shape))
     chosen = chosen_targets(run, count)
 
     def effects() -> DirectEffects:
         return direct_effects(run, chosen, precision=precision)
 
-    grown = memory_growth(effects)
-    before = matmul_rates()
+    grown = memory_growth(effects, device)
+    before = matmul_rates(device=device)
     times = [clocked(effects) for _ in range(repeat)]
     wall, cpu = (min(column) for column in zip(*times, strict=True))
-    by_clock, by_processor = map(max, before, matmul_rates())
+    by_clock, by_processor = map(max, before, matmul_rates(device=device))
     work = operations(run, chosen)
     features = sum(len(layer.mlp.active) for layer in run.layers)
     return {
@@ -117,8 +130,26 @@ def measure(shape: Shape, count: int | None, repeat: int, precision: str) -> dic
         "share by the clock": _digits(work / wall / by_clock),
         "share by CPU time": _digits(work / cpu / by_processor),
         "memory growth, MB": grown,
-        **(agreement(effects(), direct_effects(run, chosen)) if precision == "bf16" else {}),
+        **({} if precision == "float32" else agreement(effects(), direct_effects(run, chosen))),
+        **({} if device == "cpu" else {"GPU and CPU": _beside_a_processor(model, run, chosen)}),
     }
+
+
+def _beside_a_processor(model: ReplacementModel, run: Run, chosen: list[Tensor]) -> dict[str, Any]:
+    """How far some rows are from those that a processor computes of the same nodes.
+
+    The model is moved, so this comes last.
+    """
+    hf_model, layers = model.hf_model.cpu(), [on(one.mlp, "cpu") for one in model.weights.layers]
+    on_cpu = ReplacementModel(hf_model, None, layers).run(run.token_ids)
+    same = all(
+        torch.equal(one.mlp.active.index.cpu(), other.mlp.active.index)
+        for one, other in zip(run.layers, on_cpu.layers, strict=True)
+    )
+    if not same:
+        return {"same features": False}
+    few = [nodes[:: max(1, len(nodes) // 8)].cpu() for nodes in chosen]
+    return agreement(direct_effects(run, few), direct_effects(on_cpu, few))
 
 
 def _digits(number: float) -> float:
@@ -132,9 +163,11 @@ def main(
     repeat: Annotated[int, typer.Option(help="how often each is timed")] = 1,
     threads: Annotated[int | None, typer.Option(help="torch's threads")] = None,
     precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "float32",
+    model: Annotated[str, typer.Option(help=", ".join(SHAPES))] = "gpt2-small",
+    device: Annotated[str, typer.Option(help="cpu, or a GPU: cuda")] = "cpu",
     output: Annotated[Path | None, typer.Option("-o", help="JSON file to keep")] = None,
 ) -> None:
-    """Time direct effects between all features of GPT-2 small's shape."""
+    """Time direct effects between all features of a prompt."""
     if threads is not None:
         torch.set_num_threads(threads)
     lengths = tokens or [16, 32, 64]
@@ -142,13 +175,15 @@ def main(
     command += "".join(f" --tokens {length}" for length in lengths)
     command += "" if targets is None else f" --targets {targets}"
     command += f" --repeat {repeat} --threads {torch.get_num_threads()} --precision {precision}"
+    command += f" --model {model} --device {device}"
     if output is not None:
         command += f" -o benchmarks/results/{output.name}"
-    machine, shape = machine_facts(), Shape(features=2048, active=20)
+    machine, shape = machine_facts(device), SHAPES[model]
     typer.echo(", ".join(f"{name} {fact}" for name, fact in machine.items()))
     rows = []
     for length in lengths:
-        rows.append(measure(replace(shape, tokens=length), targets, repeat, precision))
+        asked = replace(shape, tokens=length)
+        rows.append(measure(asked, targets, repeat, precision, device))
         typer.echo(", ".join(f"{name} {number}" for name, number in rows[-1].items()))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ The same random GPT-2 from one folder, the same ReLU transcoders from files in c
 format, the same nodes: whatever features it chose are our targets. Each side has a process and an
 interpreter of its own, both the same number of threads, and they take turns in one run; ratios are
 of processor seconds, since others may use the machine. Both sides are timed from the token ids:
-forward pass, encoding, rows of features and of logits; ours also makes the sparse matrix of them.
+forward pass, encoding, rows of features and of logits. Theirs end as one dense matrix, ours as
+blocks; what making the sparse matrix of all blocks takes more is said apart.
 Beside it a trace of the likeliest logit through at most `NODES` nodes, from the token ids to a
 circuit: flows to one target, which is another quantity, for those who ask for no more.
 The interpreter that has circuit-tracer is named by LINEAR_CIRCUITS_ORIGINALS (`make originals`).
@@ -28,6 +29,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from attribution.direct_effects import DirectEffects, direct_effects
+from attribution.effect_blocks import PRECISIONS
 from benchmarks.four_tasks.folder import write_json
 from benchmarks.speed.cases import Shape, random_ids, random_model
 from benchmarks.speed.clock import clocked_with_memory
@@ -52,7 +54,6 @@ class Ours:
     chosen: list[Tensor]
     effects: DirectEffects
     """On features, then on logits."""
-    matrix: csr_array
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,15 @@ def nodes_of(run: Run, features: Tensor) -> tuple[list[Tensor], Tensor]:
     return chosen, found
 
 
-def turn(model: ReplacementModel, ids: Tensor, theirs: dict[str, Tensor]) -> Ours:
-    """Return the rows of their nodes and logits, from token ids to a matrix."""
+def turn(
+    model: ReplacementModel, ids: Tensor, theirs: dict[str, Tensor], precision: str = "float32"
+) -> Ours:
+    """Return the rows of their nodes and logits, from token ids to blocks."""
     run = model.run(ids)
     chosen, _ = nodes_of(run, theirs["features"])
     logits = [run.logit(token).centered() for token in theirs["logits"].tolist()]
-    effects = direct_effects(run, [*chosen, *logits])
-    return Ours(run, chosen, effects, effects.matrix())
+    effects = direct_effects(run, [*chosen, *logits], precision=precision)
+    return Ours(run, chosen, effects)
 
 
 def traced(model: ReplacementModel, ids: Tensor, token: int) -> Circuit:
@@ -156,7 +159,7 @@ def _ratios(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, flo
     return {name: round(theirs[name] / cost, 2) for name, cost in ours.items() if cost}
 
 
-def differences(ours: Ours, theirs: dict[str, Tensor]) -> dict[str, float]:
+def differences(ours: Ours, matrix: csr_array, theirs: dict[str, Tensor]) -> dict[str, float]:
     """Return how far rows are apart, as a share of the row's largest effect and of its norm.
 
     Columns are the features they chose, errors of MLPs and tokens: errors at position 0, which
@@ -177,7 +180,7 @@ def differences(ours: Ours, theirs: dict[str, Tensor]) -> dict[str, float]:
     kept_rows = torch.cat([common, torch.ones(n_logits, dtype=torch.bool)])
     kept_columns = torch.cat([common, torch.ones(len(place), dtype=torch.bool)])
     largest, norms = 0.0, 0.0
-    dense = ours.matrix[:, columns[seen].numpy()]
+    dense = matrix[:, columns[seen].numpy()]
     expected = theirs["rows"][kept_rows]
     for start in range(0, len(expected), 1024):
         some = slice(start, start + 1024)
@@ -199,14 +202,23 @@ def _rounded(number: float) -> float:
 
 
 def compare(
-    peer: Peer, model: ReplacementModel, ids: Tensor, targets: int | None, batch: int | None
+    peer: Peer,
+    model: ReplacementModel,
+    ids: Tensor,
+    targets: int | None,
+    batch: int | None,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Return what one turn of each side took, and how far the rows are apart."""
     their_cost = peer.attribute(len(ids), targets, batch)
     theirs = load_file(peer.folder / ROWS)
     rate = matmul_rates()[1]
-    found, wall, cpu, grown = clocked_with_memory(lambda: turn(model, ids, theirs))
+    found, wall, cpu, grown = clocked_with_memory(lambda: turn(model, ids, theirs, precision))
     our_cost = dict(zip(their_cost, (wall, cpu, grown), strict=True))
+    matrix, *cost = clocked_with_memory(found.effects.matrix)
+    matrix_cost = dict(zip(their_cost, cost, strict=True))
+    found_differences = differences(found, matrix, theirs)
+    del matrix
     top = theirs["logits"].tolist()[0]
     circuit, *cost = clocked_with_memory(lambda: traced(model, ids, top))
     trace_cost = dict(zip(their_cost, cost, strict=True))
@@ -218,13 +230,15 @@ def compare(
         "targets": len(common),
         "of theirs only": int((~common).sum()),
         "their batch": batch or "default",
+        "precision": precision,
         "theirs": their_cost,
         "ours": our_cost,
         "theirs / ours": _ratios(their_cost, our_cost),
+        "a sparse matrix of it, more": matrix_cost,
         "trace": {**trace_cost, "nodes": NODES, "edges": len(circuit.edges)},
         "theirs / trace": _ratios(their_cost, trace_cost),
         "share of matmul rate by CPU time": round(work / cpu / rate, 3),
-        **differences(found, theirs),
+        **found_differences,
     }
 
 
@@ -235,6 +249,7 @@ def main(
     features: Annotated[int, typer.Option(help="width of the transcoders")] = 2048,
     active: Annotated[int, typer.Option(help="active per token and layer")] = 20,
     threads: Annotated[int, typer.Option(help="threads of each side")] = 1,
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "float32",
     output: Annotated[Path | None, typer.Option("-o", help="JSON file to add to")] = None,
 ) -> None:
     """Compare direct effects with circuit-tracer's on GPT-2 small's shape."""
@@ -250,6 +265,7 @@ def main(
     command += "" if targets is None else f" --targets {targets}"
     command += "".join(f" --batch {size}" for size in batches)
     command += f" --features {features} --active {active} --threads {threads}"
+    command += f" --precision {precision}"
     shape = replace(Shape(features=features, active=active), tokens=max(lengths))
     machine, rows = machine_facts(), []
     with tempfile.TemporaryDirectory() as name:
@@ -263,7 +279,9 @@ def main(
             typer.echo(", ".join(f"{name} {fact}" for name, fact in machine.items()))
             for length in lengths:
                 for size in batches:
-                    rows.append(compare(peer, model, ids[:length], targets, size or None))
+                    rows.append(
+                        compare(peer, model, ids[:length], targets, size or None, precision)
+                    )
                     typer.echo(json.dumps(rows[-1]))
     if output is not None:
         found = {"command": command, "machine": machine, "shape": asdict(shape), "turns": rows}

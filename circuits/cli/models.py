@@ -26,15 +26,20 @@ def train(
 ) -> None:
     """Train layers to read a model through; an interrupted run goes on from its last 250 steps.
 
+    Under torchrun all processes share the prompts of every step.
+
     Example: circuits train ./my-gpt2 prompts.txt --kind lorsa -o my-lorsa
     """
     from circuits import load
+    from circuits.ranks import Ranks
     from circuits.training import prompts_of, train_layers
 
     with explained_errors():
         prompts = prompts_of(texts)
         if output.exists() and not output.is_dir():
             raise ValueError(f"-o {output}: is a file; give a folder, which is made if needed.")
+        ranks = Ranks.of_environment()
+        device = ranks.device(device)
         loaded = load(model, mlp="neurons", attention="heads", device=device, dtype="float32")
         trained = train_layers(
             loaded,
@@ -50,4 +55,5 @@ def train(
             learning_rate=rate,
             seed=seed,
         )
-    typer.echo(str(trained))
+    if ranks.rank == 0:
+        typer.echo(str(trained))

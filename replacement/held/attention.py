@@ -99,10 +99,9 @@ class HeldAttentionSAE(HeldFeatures):
     ) -> Reads:
         at_output = coefficient[:, None] * self.features.read[index]
         reading = self.held.reading(at_output)
-        vector = torch.stack(
-            [self.held.read_vectors(reading[:, head], head) for head in range(self.heads.n_heads)],
-            dim=1,
-        )
+        heads = range(self.heads.n_heads)
+        vectors = [self.held.value_vectors(reading[:, head], head) for head in heads]
+        vector = self.held.norm.pull(torch.stack(vectors, dim=1))
         pattern = self.run.pattern[:, pos].movedim(0, 1)
         constant = coefficient * self.features.read_bias[index]
         constant = constant + ((reading * self.held.constant_values).sum(-1) * pattern.sum(-1)).sum(

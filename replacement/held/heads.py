@@ -51,11 +51,19 @@ class HeldPatterns:
         per_head = (reading * self.constant_values).sum(-1)
         return pulled, (per_head * self.run.pattern.sum(-1).T).sum(-1)
 
-    def read_vectors(
+    def value_vectors(
         self, reading: Float[Tensor, "node d_head"], head: int
     ) -> Float[Tensor, "node d_model"]:
-        """Return how readings of one head's mixed values read the stream, times 1/scale."""
-        return self.norm.pull(reading @ self.heads.value_of_head[head // self.heads.group].T)
+        """Return how readings of one head's mixed values read attention's input."""
+        return reading @ self.heads.value_of_head[head // self.heads.group].T
+
+
+def by_head(head: Int[Tensor, " node"], n_heads: int) -> Iterator[tuple[int, Int[Tensor, " some"]]]:
+    """Yield every head that occurs, and the nodes that are of it."""
+    order, counts = head.argsort(stable=True), head.bincount(minlength=n_heads).tolist()
+    for number, here in enumerate(order.split(counts)):
+        if len(here):
+            yield number, here
 
 
 class HeadPassage(Passage):
@@ -66,15 +74,23 @@ class HeadPassage(Passage):
     def __init__(self, held: HeldPatterns, joint: Joint) -> None:
         self.run, heads = held.run, held.heads
         self.n_value_heads, self.group = heads.n_value_heads, heads.group
-        output = heads.output if joint.norm is None else joint.norm.unscaled(heads.output)
-        self.reading = output.T.contiguous()
-        """[d_model, head × d_head]"""
-        self.value = held.norm.pull(heads.value.T).contiguous()
-        """[value head × d_head, d_model]"""
+        self.heads, self.norm, self.post_norm = heads, held.norm, joint.norm
         self.post_scale = None if joint.norm is None else joint.scale
         mixed = self.run.pattern.sum(-1).T[:, :, None] * held.constant_values
         where = torch.arange(len(mixed), device=mixed.device)
         self.constant = joint.forward(mixed.flatten(1) @ heads.output, where)
+
+    @property
+    def reading(self) -> Float[Tensor, "d_model mixed"]:
+        """W_O, with the gain of a norm behind it: made anew each time, since a copy for every layer
+        weighs more than all that a batch takes."""
+        heads, norm = self.heads, self.post_norm
+        return (heads.output if norm is None else norm.unscaled(heads.output)).T
+
+    @property
+    def value(self) -> Float[Tensor, "values d_model"]:
+        """W_V, with the gain and centring of the norm in front."""
+        return self.norm.pull(self.heads.value.T)
 
     def pattern(self, n_pos: int) -> Float[Tensor, "value_head group query key"]:
         """Return the first positions' pattern over the denominators of the norms around it."""
@@ -90,9 +106,9 @@ class HeadPassage(Passage):
         onto: Float[Tensor, "row d_model"],
         scratch: Scratch,
     ) -> None:
-        reading = scratch.take("reading", len(gradient), self.reading.shape[1])
+        reading = scratch.take("reading", len(gradient), self.heads.output.shape[0])
         torch.mm(gradient, self.reading, out=reading)
-        mixed = scratch.take("mixed", len(gradient), self.value.shape[0])
+        mixed = scratch.take("mixed", len(gradient), self.heads.value.shape[1])
         pattern = self.pattern(max(n_pos for _, n_pos in cones))
         end = 0
         for n_targets, n_pos in cones:
@@ -137,7 +153,7 @@ class HeadPassage(Passage):
         """Do what `back` does for cotangents of few vectors: only these are multiplied with W_O."""
         read = (gradient.vector @ self.reading).unflatten(-1, (self.n_value_heads, self.group, -1))
         pattern = self.pattern(max(n_pos for _, n_pos in cones))
-        mixed = scratch.take("mixed", len(onto), self.value.shape[0])
+        mixed = scratch.take("mixed", len(onto), self.heads.value.shape[1])
         target, end = 0, 0
         for (count, n_pos), factor in zip(cones, gradient.factors, strict=True):
             start, end = end, end + count * n_pos
@@ -168,13 +184,14 @@ class HeadPassage(Passage):
 
         `pos` is sorted, so that a query sees the first ones.
         """
-        values, pattern = self.values(written), self.pattern(len(self.run.scale)).flatten(0, 1)
+        values, output = self.values(written), self.reading.T
+        pattern = self.pattern(len(self.run.scale)).flatten(0, 1)
         ends = torch.searchsorted(
             pos, torch.arange(pattern.shape[1], device=pos.device), right=True
         )
         for query, end in enumerate(ends.tolist()):
             factor = pattern[:, query, pos[:end]].T[..., None]
-            yield (factor * values[:end]).flatten(1) @ self.reading.T
+            yield (factor * values[:end]).flatten(1) @ output
 
 
 class HeadNodes(Sublayer):
@@ -205,8 +222,8 @@ class HeadNodes(Sublayer):
         made = self.mixed[pos, head]
         output = self.head_weights.output_of_head
         written = made.new_empty(len(nodes), output.shape[-1])
-        for number in head.unique().tolist():
-            written[head == number] = made[head == number] @ output[number]
+        for number, here in by_head(head, self.n_heads):
+            written[here] = made[here] @ output[number]
         return self.joint.forward(written, pos)
 
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
@@ -245,10 +262,10 @@ class HeldHeads(HeadNodes):
         output, gradient = self.head_weights.output_of_head, self.joint.back(gradients[0])
         reading = gradient.new_empty(len(nodes), output.shape[1])
         vector = gradient.new_empty(len(nodes), gradient.shape[-1])
-        for number in head.unique().tolist():
-            here = head == number
+        for number, here in by_head(head, self.n_heads):
             reading[here] = gradient[query[here]] @ output[number].T
-            vector[here] = self.held.read_vectors(reading[here], number)
+            vector[here] = self.held.value_vectors(reading[here], number)
+        vector = self.held.norm.pull(vector)
         pattern = self.run.pattern[head, query]
         constant = (reading * self.held.constant_values[head]).sum(-1) * pattern.sum(-1)
         return Reads(vector[:, None], (pattern / self.run.scale)[:, None], constant)

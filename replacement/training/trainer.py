@@ -5,7 +5,8 @@ attention's output; Lorsa layers read attention's normed input and write its out
 layer is the share of the output's variance that is left unexplained. Features that have been
 silent for `dead_after` steps are restarted at tokens that are explained badly (restart.py). k falls
 to its final value over the first part of the run. The data of a step are asked for by the step's
-number, so a run that was interrupted goes on as if it had not been.
+number, so a run that was interrupted goes on as if it had not been. Processes of torchrun share the
+prompts of every step (ranks.py).
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from replacement.training.activations import (
 )
 from replacement.training.loop import run_steps
 from replacement.training.lorsa_stack import LorsaStack, lorsa_stack
+from replacement.training.ranks import add_up_gradients, anywhere, of_all, own_share, summed
 from replacement.training.restart import Given, restart_dead
 from replacement.training.settings import LorsaSettings, TopKSettings
 from replacement.training.stack import Stack, plain_stack
@@ -95,12 +97,13 @@ class Data:
     place: Place
 
     def at(self, step: int) -> list[Activations]:
-        """Return the activations of a step, one part a batch."""
-        return [collect(self.model, batch, self.place) for batch in self.batches(step)]
+        """Return this process' activations of a step, one part a batch."""
+        return [collect(self.model, one, self.place) for one in own_share(self.batches(step))]
 
     def sample(self) -> list[Activations]:
         """Return the activations from which units and first features are taken."""
-        return [part for step in STATISTICS_STEPS for part in self.at(step)]
+        batches = [batch for step in STATISTICS_STEPS for batch in self.batches(step)]
+        return [collect(self.model, batch, self.place) for batch in batches]
 
 
 def _train(
@@ -142,20 +145,22 @@ def one_step(
     heard = stack.heard(parts)
     active = keep_largest(stack.pre_activation(heard), settings.k_at(step))
     left_over = outputs - stack.write_bias[:, None] - stack.decode(active)
-    loss = unexplained(left_over, tokens.weight)
+    own = tokens.weight.sum()
+    loss = unexplained(left_over, tokens.weight) * (own / summed(own))
     optimizer.zero_grad()
     loss.sum().backward()
+    add_up_gradients(stack)
     nn.utils.clip_grad_norm_(stack.parameters(), 1.0)
     optimizer.step()
     stack.renormalise()
-    fired = (active > 0).any(dim=1)
+    fired = anywhere((active > 0).any(dim=1))
     stack.silent.copy_(torch.where(fired, 0, stack.silent + 1))
     if settings.restarts_at(step):
         lowest_kept = active.detach().topk(settings.k_at(step), dim=-1).values[..., -1]
         most = (outputs - stack.write_bias.detach()[:, None]).norm(dim=-1)
         given = Given(heard.detach(), left_over.detach(), lowest_kept, most, tokens.weight)
-        restart_dead(stack, optimizer, given, settings=settings, step=step)
-    return loss.detach()
+        restart_dead(stack, optimizer, of_all(given), settings=settings, step=step)
+    return summed(loss.detach())
 
 
 def keep_largest(

@@ -448,11 +448,14 @@ def test_table_has_what_the_matrix_has() -> None:
 
 def test_bf16_is_for_the_products_alone_and_close() -> None:
     """torch's setting is as before after the block, and after an error in it."""
-    settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
+    settings, on_gpus = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before, gpus_before = settings.fp32_precision, on_gpus.fp32_precision
     with pytest.raises(KeyError), effect_blocks.products_in("bf16"):
         assert settings.fp32_precision == "bf16"
         raise KeyError
+    with effect_blocks.products_in("tf32"):
+        assert (settings.fp32_precision, on_gpus.fp32_precision) == ("ieee", "tf32")
+    assert on_gpus.fp32_precision == gpus_before
     run = random_run(SKIPS, torch.float32)
     rounded, exact = (
         direct_effects(run, precision=name).matrix().toarray() for name in ("bf16", "float32")

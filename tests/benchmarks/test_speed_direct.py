@@ -1,6 +1,7 @@
 """The benchmark of direct effects counts what it says, and its activations are what is asked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from replacement.model import ReplacementModel
 TINY = Shape(
     tokens=8, layers=3, width=32, heads=2, vocabulary=50, positions=8, features=128, active=12
 )
+
+GEMMA = replace(TINY, value_heads=1, head_width=24, mlp_width=40)
 
 
 def test_formula_by_hand() -> None:
@@ -35,14 +38,23 @@ def test_formula_by_hand() -> None:
     assert on == pytest.approx(shape.active, rel=0.5)
 
 
-def test_measures_and_names_the_command(tmp_path, monkeypatch) -> None:
-    fields = {"layers": 2, "width": 16, "heads": 2, "vocabulary": 50, "positions": 8}
-    monkeypatch.setattr(
-        direct, "Shape", lambda **given: Shape(**{**given, **fields, "features": 64, "active": 6})
-    )
+def test_the_formula_counts_heads_that_are_wider_together_than_the_model() -> None:
+    """Gemma's: W_O is 2 · 24 wide, W_V of one value head 24."""
+    model = ReplacementModel(random_model(GEMMA), None, direct.relu_transcoders(GEMMA))
+    run = model.run(random_ids(GEMMA))
+    last = [torch.empty(0, dtype=torch.long)] * (len(run.sublayers) - 1) + [torch.tensor([0])]
+    pos = int(run.layers[-1].mlp.active.pos[0])
+    assert direct.operations(run, last) == 2 * 32 * (48 + 24) * (pos + 1) * GEMMA.layers
+
+
+@pytest.mark.parametrize("shape", [TINY, GEMMA], ids=["gpt2-small", "gemma-2-2b"])
+def test_measures_and_names_the_command(shape: Shape, tmp_path, monkeypatch) -> None:
+    name = "gemma-2-2b" if shape.value_heads else "gpt2-small"
+    monkeypatch.setitem(direct.SHAPES, name, shape)
     app, kept = Typer(), tmp_path / "direct-tiny.json"
     app.command()(direct.main)
-    done = CliRunner().invoke(app, ["--tokens", "4", "--tokens", "6", "-o", str(kept)])
+    words = ["--tokens", "4", "--tokens", "6", "--model", name, "-o", str(kept)]
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     found = json.loads(kept.read_text())
     assert [row["tokens"] for row in found["lengths"]] == [4, 6]

@@ -48,7 +48,7 @@ def as_theirs(model: ReplacementModel) -> tuple[peer.Ours, dict[str, torch.Tenso
     ]
     columns += [keys["error", layer, pos, -1] for layer in range(n_layers) for pos in range(n_pos)]
     tokens = sources.index[sources["kind"].eq("token")]
-    rows = torch.from_numpy(ours.matrix[:, [*columns, *tokens]].toarray())
+    rows = torch.from_numpy(ours.effects.matrix()[:, [*columns, *tokens]].toarray())
     first_error = len(theirs["features"])
     rows[:, first_error : first_error + n_layers * n_pos : n_pos] = 0
     return ours, {**theirs, "rows": rows}
@@ -56,16 +56,21 @@ def as_theirs(model: ReplacementModel) -> tuple[peer.Ours, dict[str, torch.Tenso
 
 def test_equal_rows_have_no_difference_and_others_do(model: ReplacementModel) -> None:
     ours, theirs = as_theirs(model)
-    assert len(ours.matrix.toarray()) == len(theirs["features"]) + 2
-    assert set(peer.differences(ours, theirs).values()) == {0.0}
+    assert ours.effects.matrix().shape[0] == len(theirs["features"]) + 2
+    assert set(peer.differences(ours, ours.effects.matrix(), theirs).values()) == {0.0}
     n_features, n_errors = len(theirs["features"]), TINY.layers * TINY.tokens
     for column in (0, n_features + 1, n_features + n_errors + 1):
         changed = theirs["rows"].clone()
         row = int(changed[:, column].abs().argmax())
         changed[row, column] *= 1.5
-        assert peer.differences(ours, {**theirs, "rows": changed})["largest difference"] > 1e-3
+        assert (
+            peer.differences(ours, ours.effects.matrix(), {**theirs, "rows": changed})[
+                "largest difference"
+            ]
+            > 1e-3
+        )
     shifted = {**theirs, "rows": theirs["rows"].roll(1, dims=0)}
-    assert peer.differences(ours, shifted)["difference of norms"] > 0.1
+    assert peer.differences(ours, ours.effects.matrix(), shifted)["difference of norms"] > 0.1
 
 
 def test_a_feature_that_only_they_have_is_counted_and_left_out(model: ReplacementModel) -> None:
@@ -78,7 +83,9 @@ def test_a_feature_that_only_they_have_is_counted_and_left_out(model: Replacemen
     assert common.tolist() == [False] + [True] * len(theirs["features"])
     rows = torch.nn.functional.pad(theirs["rows"], (1, 0, 1, 0), value=9.0)
     ours = peer.turn(model, random_ids(TINY), {**theirs, "features": features})
-    found = peer.differences(ours, {**theirs, "features": features, "rows": rows})
+    found = peer.differences(
+        ours, ours.effects.matrix(), {**theirs, "features": features, "rows": rows}
+    )
     assert set(found.values()) == {0.0}
 
 
