@@ -63,6 +63,10 @@ class Line:
         return {"minus": None, "against": None, **found}
 
 
+Row = tuple[dict[str, Any], bool]
+"""A line's row of the table, and whether its circuit was there already."""
+_RUN = ("prompt", "against")
+"""What of a line is run."""
 _FITS = 'A line is for instance {"prompt": "Mary and John went", "explain": " to", "minus": " in"}.'
 
 
@@ -134,6 +138,7 @@ def trace_lines(
     *,
     max_nodes: int | None = None,
     edges: EdgeKind = "flow",
+    together: int = 1,
     progress: bool = True,
 ) -> Traced:
     """Return the table of all lines, once the circuit of each is in `folder`.
@@ -144,9 +149,15 @@ def trace_lines(
     it is made anew. A line that cannot be traced has its reason in the table, and does not stop
     the others. Under torchrun every process traces its share; the table is that of all, in all.
 
-    Raises ValueError for a folder that is a file, or a threshold, bound or kind of edges that makes
-    no sense; OSError if nothing can be written.
+    `together`: so many lines are taken at once, and those of one length among them run in one
+    forward pass (`model.runs`), which is faster for short prompts; circuits are those of single
+    lines up to rounding, and the same bits again for the same file and number.
+
+    Raises ValueError for a folder that is a file, or a threshold, bound, number or kind of edges
+    that makes no sense; OSError if nothing can be written.
     """
+    if not isinstance(together, int) or together < 1:
+        raise ValueError(f"together={together!r}: how many lines at once, 1 or more.")
     check_bound(max_nodes)
     check_rule(threshold, "absolute", edges)
     if folder.exists() and not folder.is_dir():
@@ -157,9 +168,14 @@ def trace_lines(
         folder.mkdir(parents=True, exist_ok=True)
         job.tidy(lines)
     with ranks.together():  # waits until rank 0 has tidied
-        mine = lines[ranks.rank :: ranks.count]
-        bar = tqdm(mine, desc="prompts", disable=not progress or ranks.rank > 0)
-        found = ranks.all_of([job.row_of(line) for line in bar])
+        starts = range(0, len(lines), together)[ranks.rank :: ranks.count]
+        bar = tqdm(total=len(lines), desc="prompts", disable=not progress or ranks.rank > 0)
+        own = []
+        for start in starts:
+            own += job.rows_of(lines[start : start + together])
+            bar.update(ranks.count * together)
+        bar.close()
+        found = ranks.all_of(own)
     found.sort(key=lambda made: made[0]["line"])
     rows = [row for row, _ in found]
     if ranks.rank == 0:
@@ -203,29 +219,64 @@ class _Job:
         for path in there:
             path.unlink()
 
-    def row_of(self, line: Line) -> tuple[dict[str, Any], bool]:
-        """Return a line's row of the table, its circuit on disk; and whether it was there."""
+    def rows_of(self, lines: Sequence[Line]) -> list[Row]:
+        """Return the lines' rows of the table, circuits on disk; and which of these were there.
+
+        If one is missing all are run, since what is run together decides the last digits.
+        """
+        rows: dict[int, Row] = {}
+        asked: dict[int, dict[str, Any]] = {}
+        for line in lines:
+            try:
+                asked[line.number] = self._asked(line)
+                circuit = _readable(self.folder / line.file)
+                if circuit is not None and self._fits(circuit, asked[line.number]):
+                    rows[line.number] = _row(line, circuit), True
+            except _OF_ONE_LINE as problem:
+                asked.pop(line.number, None)
+                rows[line.number] = self._failed(line, problem)
+        by_number = {line.number: line for line in lines}
+        if rows.keys() != by_number.keys():
+            compared = {n: one["against"] for n, one in asked.items() if one["against"] is not None}
+            try:
+                runs = self.model.runs([one["prompt"] for one in asked.values()])
+                others = dict(zip(compared, self.model.runs(list(compared.values())), strict=True))
+            except _OF_ONE_LINE as problem:
+                return [rows.get(line.number) or self._failed(line, problem) for line in lines]
+            for (number, one), run in zip(asked.items(), runs, strict=True):
+                if number not in rows:
+                    line = by_number[number]
+                    rows[number] = self._traced(line, one, run, others.get(number))
+        return [rows[line.number] for line in lines]
+
+    def _asked(self, line: Line) -> dict[str, Any]:
+        """What a line asks for; ValueError or TypeError for prompts that cannot be run."""
+        asked = line.asked()
+        for name in _RUN:
+            if asked[name] is not None:
+                self._ids(asked[name])
+        return asked
+
+    def _traced(self, line: Line, asked: dict[str, Any], run: Run, against: Run | None) -> Row:
         path = self.folder / line.file
+        path.unlink(missing_ok=True)
         try:
-            asked = line.asked()
-            circuit = _readable(path)
-            if circuit is not None and self._fits(circuit, asked):
-                return _row(line, circuit), True
-            path.unlink(missing_ok=True)
-            run = self.model.run(asked["prompt"])
             circuit = trace(
                 target_of(run, asked["explain"], asked["minus"]),
                 self.threshold,
                 max_nodes=self.max_nodes,
-                against=asked["against"],
+                against=against,
                 edges=self.edges,
                 progress=False,
             )
         except _OF_ONE_LINE as problem:
-            path.unlink(missing_ok=True)
-            return {"line": line.number, "file": None, "problem": str(problem)}, False
+            return self._failed(line, problem)
         circuit.save(path)
         return _row(line, circuit), False
+
+    def _failed(self, line: Line, problem: BaseException) -> Row:
+        (self.folder / line.file).unlink(missing_ok=True)
+        return {"line": line.number, "file": None, "problem": str(problem)}, False
 
     def _fits(self, circuit: Circuit, asked: dict[str, Any]) -> bool:
         """Whether a circuit is what tracing a line would give."""

@@ -24,7 +24,7 @@ def check_rebuilt(model: ReplacementModel) -> None:
     """
     count = min(N_TOKENS, model.n_context or N_TOKENS)
     ids = torch.arange(count) % model.weights.d_vocab
-    record = model.tracer.record(ids.to(model.device), {})
+    (record,) = model.tracer.record(ids[None].to(model.device), {})
     run = run_of_record(
         record, model.weights, ids, model=model, prompt=None, tokens=[""] * count, errors=True
     )

@@ -36,7 +36,7 @@ Of the residual stream: what stands in for it, from itself twice.
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What one layer did in one run, batch axis removed."""
+    """What one layer did in one run."""
 
     residual: Float[Tensor, "pos d_model"]
     """The residual stream entering the layer, before it was replaced."""
@@ -78,15 +78,15 @@ class Tracer:
         self._wrapped: Any = nnsight.NNsight(model)
 
     def record(
-        self, token_ids: Int[Tensor, " pos"], substitutes: Mapping[Sublayer, Substitute]
-    ) -> Record:
-        """Return the named tensors of one forward pass over one unpadded prompt.
+        self, token_ids: Int[Tensor, "batch pos"], substitutes: Mapping[Sublayer, Substitute]
+    ) -> list[Record]:
+        """Return the named tensors of one forward pass over unpadded prompts, prompt by prompt.
 
         The outputs of sublayers named in `substitutes` are replaced, and recorded, as they say.
         """
         family, saved, ends = self.family, [], []
         last = (len(_at(self.model, family.layers)), "resid")
-        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(token_ids[None]):
+        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(token_ids):
             for number, layer in enumerate(_at(self._wrapped, family.layers)):
                 arriving = entering = layer.input.save()
                 if (number, "resid") in substitutes:
@@ -119,8 +119,14 @@ class Tracer:
             if last in substitutes:
                 final_norm.input = substitutes[last](ends[0], ends[0])
             ends.append(self._wrapped.output.logits.save())
-        layers = [LayerRecord(*(tensor[0] for tensor in tensors)) for tensors in saved]
-        return Record(layers, residual=ends[0][0], logits=ends[1][0])
+        return [
+            Record(
+                [LayerRecord(*(tensor[row] for tensor in tensors)) for tensors in saved],
+                residual=ends[0][row],
+                logits=ends[1][row],
+            )
+            for row in range(len(token_ids))
+        ]
 
     def run_edited(
         self,

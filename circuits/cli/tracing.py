@@ -105,6 +105,10 @@ def trace(
         bool, typer.Option(help="Knock out (with --against: patch) every node and measure.")
     ] = False,
     output: Output = None,
+    together: Annotated[
+        int | None,
+        typer.Option(help="Of a file: so many lines at once, lengths alike in one pass."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Trace one prediction and print what made it so.
@@ -128,9 +132,12 @@ def trace(
         words = {"--explain": explain, "--minus": minus, "--against": against}
         given = {**words, "--test": test or None}
         with explained_errors():
+            options["together"] = 1 if together is None else together
             _tell(trace_file(model, Path(prompt), output, given, device, layers, options))
         return
     with explained_errors():
+        if together is not None:
+            raise ValueError(f"--together {together}: is for a file of prompts, MODEL FILE.jsonl.")
         if explain is None:
             raise ValueError("Missing option '--explain': the token explained, such as \" Mary\".")
         for path in output or []:

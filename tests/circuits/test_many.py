@@ -236,6 +236,40 @@ def test_a_line_against_another_prompt_is_a_contrast_and_kept(
     assert trace_lines(model, again, tmp_path / "of", progress=False).kept == 0
 
 
+def test_lines_taken_together_are_those_taken_alone(
+    model: ReplacementModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to rounding; a line that fails and a contrast among them; one made anew as it was."""
+    lines: list[Any] = prompts(9)
+    for first, same in ((0, 1), (0, 2), (7, 6)):
+        lines[same]["prompt"] = " ".join(lines[first]["prompt"].split()[::-1])
+    lines[3] = {"prompt": "Mary", "explain": " Mary Mary"}
+    lines[4] = "{"
+    lines[5] |= {"against": lines[5]["prompt"].replace("Mary", "John").replace("went", "gave")}
+    asked = lines_of(written(tmp_path / "t.jsonl", *lines))
+    lengths: list[int] = []
+    record = model.tracer.record
+    monkeypatch.setattr(
+        model.tracer, "record", lambda ids, *rest: lengths.append(len(ids)) or record(ids, *rest)
+    )
+    alone = trace_lines(model, asked, tmp_path / "alone", progress=False)
+    assert set(lengths) == {1}
+    found = trace_lines(model, asked, tmp_path / "four", together=4, progress=False)
+    assert max(lengths) > 1 and found.problems == alone.problems and len(found.problems) == 2
+    for one, other in zip(alone.rows, found.rows, strict=True):
+        assert one.keys() == other.keys()
+        for name in {*one} - {"closure", "conservation"}:
+            close = isinstance(one[name], float)
+            wanted = pytest.approx(other[name], rel=1e-4, abs=1e-5) if close else other[name]
+            assert one[name] == wanted, name
+    before = content(tmp_path / "four")
+    (tmp_path / "four" / "line-000002.circuit").unlink()
+    again = trace_lines(model, asked, tmp_path / "four", together=4, progress=False)
+    assert again.kept == 6 and content(tmp_path / "four") == before
+    with pytest.raises(ValueError, match=r"together=0: how many lines"):
+        trace_lines(model, asked, tmp_path / "four", together=0)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_not_what_was_asked_is_made_anew(
     change: str, model: ReplacementModel, traced: Path, tmp_path: Path

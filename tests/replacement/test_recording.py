@@ -310,3 +310,23 @@ def test_models_that_cannot_be_held_are_refused() -> None:
     for mlps, message in table:
         with pytest.raises(ValueError, match=message):
             ReplacementModel(model, mlps=mlps)
+
+
+@pytest.mark.parametrize("errors", [True, False], ids=["original", "replaced"])
+@pytest.mark.parametrize("case", [HEADS[0], *LEARNED[:4], *RESIDUAL[:1]], ids=str)
+def test_prompts_of_one_length_run_together_as_they_do_alone(case: Case, errors: bool) -> None:
+    """In the order given, whatever the lengths; a prompt in another's place is far off."""
+    model = random_run(case).model
+    ids = random_ids(SHAPES[case.shape], case.seed)
+    prompts = [ids, ids[:3], ids[::-1], ids[1:4]]
+    for prompt, run in zip(prompts, model.runs(prompts, errors=errors), strict=True):
+        alone = model.run(prompt, errors=errors)
+        assert run.token_ids.tolist() == list(prompt)
+        torch.testing.assert_close(run.logits, alone.logits, rtol=0, atol=1e-10)
+        for one, other in zip(run.layers, alone.layers, strict=True):
+            torch.testing.assert_close(one.mlp.error, other.mlp.error, rtol=0, atol=1e-10)
+            torch.testing.assert_close(
+                one.attention.pattern, other.attention.pattern, rtol=0, atol=1e-10
+            )
+    first, third = model.runs([prompts[0], prompts[2]], errors=errors)
+    assert (first.logits - third.logits).abs().max() > 1e-3
