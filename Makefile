@@ -4,7 +4,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check docs originals install browser clean
+.PHONY: demo test check docs newcomer originals install browser clean
 
 demo: install
 	$(BIN)/circuits demo
@@ -27,10 +27,16 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# The site, into site/; any warning is an error.
-docs: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+# The site, into site/, in an environment of its own (it reads the code and runs none of it); any
+# warning is an error.
+docs:
+	test -d .venv-docs || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+# A copy in an empty folder, installed from nothing: README and first tutorial as typed, notebooks.
+newcomer: install
+	LINEAR_CIRCUITS_FRESH=1 PIP_FLAGS='$(PIP_FLAGS)' $(BIN)/python -m pytest -q tests/test_readme.py
 
 # The packages whose layers we read, in an environment of their own, on the same small files.
 originals: install
@@ -50,4 +56,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-originals demo site
+	rm -rf .venv .venv-docs .venv-originals demo site

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from replacement.held import Sublayer
+from replacement.notebook import lines_as_html
 from replacement.run import Run
 from replacement.secant import RunPair
 from replacement.target import Target
@@ -60,6 +61,9 @@ class Plan:
                 f"{size_text(self.free_bytes)} free on {self.device}",
             ]
         )
+
+    def _repr_html_(self) -> str:
+        return lines_as_html(repr(self))
 
 
 @dataclass(frozen=True, repr=False)

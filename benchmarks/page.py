@@ -1,13 +1,15 @@
 """How large a circuit's page is, and how long it takes to draw, in headless Chromium.
 
 `python -m benchmarks.page OUT.json`; needs selenium and Debian's chromium and chromium-driver. The
-times are from the start of the navigation to the frame after the first drawing.
+times are from the start of the navigation to the frame after the first drawing; `show_ms` is all of
+`circuits show FILE`, from the start of its process to its end.
 """
 
 import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from graphs.files import save
 from graphs.graph import Graph
 from graphs.nodes import INTERIOR, edge_table, node_table
 from graphs.view.page import page
@@ -106,6 +109,17 @@ def _drawn(driver: Any) -> float:
     raise TimeoutError("the page did not draw within 30 s")
 
 
+def shown(graph: Graph, folder: Path) -> int:
+    """Return the median time of `circuits show` on a file of this graph, in ms."""
+    path, times = save(graph, folder / "a.circuit"), []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        words = [sys.executable, "-m", "circuits", "show", str(path)]
+        subprocess.run(words, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return round(1000 * float(np.median(times)))
+
+
 def main(out: Path) -> None:
     """Write the figures."""
     from selenium import webdriver  # pyright: ignore[reportMissingImports]
@@ -128,11 +142,14 @@ def main(out: Path) -> None:
                 "500 nodes, 30,000 edges": wide_graph(500, 30_000),
                 "2,000 nodes, 30,000 edges": wide_graph(2_000, 30_000),
             }
+            show_ms = shown(cases["IOI circuit of four-tasks"], Path(folder))
             pages = {name: measured(driver, graph, Path(folder)) for name, graph in cases.items()}
         result = {
             "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
             "browser": driver.capabilities["browserVersion"],
             "code_kb": round(sum(len(file.read_bytes()) for file in code.iterdir()) / 1000, 1),
+            "show_ms": show_ms,
+            "load_average": round(os.getloadavg()[0], 1),
             "pages": pages,
         }
     finally:

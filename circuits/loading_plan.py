@@ -10,6 +10,7 @@ from circuits.arguments import Opened, opened
 from circuits.reading import ATTENTION, MLP, RESIDUAL, located
 from replacement.checkpoints.hub import Source, check_disk, listing
 from replacement.checkpoints.sizes import Size, size_of
+from replacement.notebook import lines_as_html
 from replacement.precision import kept_type
 
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
@@ -49,6 +50,9 @@ class LoadingPlan:
             f"weights  model {model}, layers {layers} in {self.dtype}; "
             f"{size_text(self.free_bytes)} free on {self.device}"
         )
+
+    def _repr_html_(self) -> str:
+        return lines_as_html(repr(self))
 
     def refuse_what_does_not_fit(self) -> None:
         """Raise MemoryError or OSError if memory, or the disk of the cache, is too small."""

@@ -26,10 +26,14 @@ def checked_tables(
     return nodes, edges
 
 
+def _in_order(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(sorted(pairs, key=lambda pair: pair[0]))
+
+
 def checked_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """An own copy of meta as JSON would give it back: keys text, tuples lists, numbers finite."""
+    """An own copy of meta as a file gives it back: keys text, in order; tuples lists."""
     try:
-        plain = json.loads(json.dumps(meta, allow_nan=False))
+        plain = json.loads(json.dumps(meta, allow_nan=False), object_pairs_hook=_in_order)
     except (TypeError, ValueError, RecursionError) as problem:
         raise ValueError(
             f"Graph: meta holds something JSON cannot ({problem}). Fits: dicts, lists, text, "

@@ -10,6 +10,7 @@ from replacement.checkpoints.files import all_finite
 from replacement.edits import EditedRun, Generated, edited_run, generated
 from replacement.families import Family, family_of
 from replacement.layers import AttentionSAE, FeatureLayer, HalvedNeurons, Lorsa, ResidualSAE
+from replacement.notebook import as_html
 from replacement.precision import kept_in, kept_type, with_tensors
 from replacement.prompts import token_ids_of, token_text, token_texts
 from replacement.recording import run_of_record, substitutes
@@ -217,6 +218,17 @@ class ReplacementModel:
             + "".join(f"{part}={_listed(name)}, " for part, name in self.read_as.items())
             + f"{str(self.weights_dtype).removeprefix('torch.')} on {self.device})"
         )
+
+    def _repr_html_(self) -> str:
+        """What it is, and what its parts are read as."""
+        weights = self.weights
+        facts = {
+            **{part: _listed(name) for part, name in self.read_as.items()},
+            "model": type(self.hf_model).__name__,
+            "vocabulary": f"{weights.d_vocab:,} tokens",
+            "context": "any" if self.n_context is None else f"{self.n_context:,} tokens",
+        }
+        return as_html(repr(self), {"part": list(facts), "is": list(facts.values())})
 
 
 def _listed(name: str | list[str]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from replacement.explaining import direction_target, feature_target, logit_target, score_target
 from replacement.held import NAMES, HeldFeatures, Sublayer, held_sublayers
 from replacement.layer_run import LayerRun, StreamRun
+from replacement.notebook import as_html
 from replacement.prompts import single_token, whole_number
 from replacement.scores import SIDES, held_score, rest_weights, scores_of
 from replacement.target import Target, sum_of
@@ -287,3 +288,14 @@ class Run:
         nodes = sum(layer.n_nodes for layer in self.sublayers)
         kind = "" if self.errors else "replacement run, "
         return f"Run({kind}{len(self.tokens)} tokens, {nodes} active nodes: {self.prompt!r})"
+
+    def _repr_html_(self) -> str:
+        """What it is, and the likeliest next tokens."""
+        chances = self.logits[-1].softmax(-1)
+        best = chances.topk(min(5, len(chances)))
+        columns = {
+            "next token": [self.model.token_text(token) for token in best.indices.tolist()],
+            "probability": [f"{chance:.4f}" for chance in best.values.tolist()],
+            "logit": [f"{logit:.4f}" for logit in self.logits[-1][best.indices].tolist()],
+        }
+        return as_html(repr(self), columns)

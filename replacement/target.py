@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from replacement.notebook import as_html
+
 
 class Seed(NamedTuple):
     """Where a target reads: `vector` · residual stream of `stage` at `pos`, run's scales held."""
@@ -137,6 +139,22 @@ class Target:
 
     def __repr__(self) -> str:
         return f"Target({self.label} = {self.value:.4f} at position {self.pos})"
+
+    def _repr_html_(self) -> str:
+        """What it is, and its terms."""
+        columns = {
+            "weight": [f"{term.weight:+g}" for term in self.terms],
+            "kind": [term.kind for term in self.terms],
+            "of": [
+                self.run.model.token_text(term.index)
+                if term.kind in ("logit", "centered_logit")
+                else f"layer {term.layer}"
+                + (f", {term.sublayer} {term.index}" if term.index >= 0 else "")
+                for term in self.terms
+            ],
+            "at": [f"{self.run.tokens[term.pos]!r}@{term.pos}" for term in self.terms],
+        }
+        return as_html(repr(self), columns)
 
 
 def sum_of(targets: Sequence[Target]) -> Target:

@@ -16,8 +16,8 @@ import circuits
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-\d+)?")
-NOT_RUN = ("design.md",)
-"""A sketch of interfaces; its one block of Python is no example."""
+NOT_RUN = ("design.md", "index.md")
+"""A sketch of interfaces, its one block of Python no example; the tutorial, run by test_readme."""
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SHOWN = [
     path
@@ -113,7 +113,9 @@ def listed(entries: Any) -> list[str]:
 
 def test_every_page_is_in_the_navigation() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    assert sorted(listed(settings["nav"])) == [path.name for path in PAGES]
+    notebooks = [f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(listed(settings["nav"])) == sorted([*(path.name for path in PAGES), *notebooks])
+    assert (ROOT / "docs" / "notebooks").resolve() == (ROOT / "notebooks").resolve()
     assert settings["theme"]["font"] is False, "fonts would be fetched from elsewhere"
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.options import AsJson, Attention, Device, Dtype, Mlp, Model, Residual
+from circuits.cli.options import AsJson, Attention, Device, Dtype, Mlp, Model, Residual, Split
 from circuits.cli.running import explained_errors, print_json
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def build(
     mlp: Mlp = None,
     attention: Attention = None,
     residual: Residual = None,
+    split: Split = None,
     top: Annotated[int, typer.Option(help="Examples of every feature.")] = 10,
     tokens: Annotated[int, typer.Option(help="Tokens it promotes, …; 0 is fastest.")] = 10,
     device: Device = None,
@@ -39,9 +40,8 @@ def build(
 
     with explained_errors():
         prompts = prompts_of(texts)
-        loaded = load(
-            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
-        )
+        read_as = {"mlp": mlp, "attention": attention, "residual": residual, "split": split}
+        loaded = load(model, **read_as, device=device, dtype=dtype)
         cards = build_features(loaded, prompts, output, top=top, tokens=tokens)
     typer.echo(f"{cards}\nwrote {output}")
 

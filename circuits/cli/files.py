@@ -37,6 +37,7 @@ def show(
     Two in one page: circuits show one.circuit --with other.circuit -o both.html
     """
     from circuits import read
+    from graphs import summary
 
     with explained_errors():
         for path in output or []:
@@ -48,9 +49,7 @@ def show(
         if as_json:
             print_json(as_data(circuit, paths))
         else:
-            typer.echo(str(circuit))
-            if paths != 5:
-                typer.echo(circuit.paths(paths)[["flow", "text"]].to_string(index=False))
+            typer.echo(summary(circuit.data, paths=paths))
         if other is None:
             written(circuit, output, quiet=as_json)
         else:

@@ -40,6 +40,10 @@ Residual = Annotated[
         "SAEs, or a published set (circuits list)."
     ),
 ]
+Split = Annotated[
+    str | None,
+    typer.Option(help='"half": gated neurons are read half through each of their branches.'),
+]
 Edges = Annotated[
     str,
     typer.Option(

@@ -24,6 +24,7 @@ from circuits.cli.options import (
     Output,
     Prompt,
     Residual,
+    Split,
     Threshold,
 )
 from circuits.cli.running import (
@@ -96,6 +97,7 @@ def trace(
     mlp: Mlp = None,
     attention: Attention = None,
     residual: Residual = None,
+    split: Split = None,
     threshold: Threshold = 0.005,
     max_nodes: MaxNodes = None,
     edges: Edges = "flow",
@@ -122,7 +124,8 @@ def trace(
     from circuits import load
     from circuits.tracer import check_rule
 
-    layers = {"mlp": mlp, "attention": attention, "residual": residual, "dtype": dtype}
+    layers = {"mlp": mlp, "attention": attention, "residual": residual}
+    layers |= {"split": split, "dtype": dtype}
     options = {"threshold": threshold, "max_nodes": max_nodes, "edges": edges}
     with explained_errors():
         check_rule(threshold, "absolute", edges)
@@ -166,6 +169,7 @@ def plan(
     mlp: Mlp = None,
     attention: Attention = None,
     residual: Residual = None,
+    split: Split = None,
     max_nodes: MaxNodes = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -182,17 +186,15 @@ def plan(
     import circuits
     from circuits.loading_plan import loading_plan
 
+    read_as = {"mlp": mlp, "attention": attention, "residual": residual}
+    place = {"device": device, "dtype": dtype}
     with explained_errors():
-        needed = loading_plan(
-            model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
-        )
+        needed = loading_plan(model, **read_as, **place)
         told: dict[str, Any] = {"loading": {**asdict(needed), "bytes": needed.bytes}}
         if not as_json:
             typer.echo(str(needed))
         if not dry:
-            loaded = circuits.load(
-                model, mlp=mlp, attention=attention, residual=residual, device=device, dtype=dtype
-            )
+            loaded = circuits.load(model, **read_as, **place, split=split)
             target = _compared(_target(loaded, prompt, explain, minus), against)
             tracing = circuits.plan(target, max_nodes)
             told |= {"target": target.label, "value": target.value, "trace": asdict(tracing)}

@@ -25,7 +25,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> Path:
     .json    Neuronpedia's format, and everything of ours; opens again
     .svg     a picture; .png the same as pixels (needs cairosvg)
     .graphml Gephi, yEd, Cytoscape, networkx
-    .csv     the edges, and beside it NAME.nodes.csv; .parquet likewise (needs pyarrow)
+    .csv     the edges, and beside it NAME.nodes.csv; .parquet likewise
     ======== ==========================================================================
 
     The file is written whole or not at all. Raises ValueError for an ending that is not known, and
@@ -58,8 +58,7 @@ def checked_ending(path: str | os.PathLike[str]) -> str:
     if ending in NEEDS and find_spec(NEEDS[ending]) is None:
         raise ValueError(
             f"save: {ending} needs {NEEDS[ending]}, which is not installed. Install it (pip "
-            f"install {NEEDS[ending]}), or save as .svg or .csv; a page (.html) has a button for "
-            "PNG."
+            f"install {NEEDS[ending]}), or save as .svg; a page (.html) has a button for PNG."
         )
     return ending
 
@@ -86,7 +85,7 @@ def read_file(path: str | os.PathLike[str]) -> Graph:
         ) from None
 
 
-NEEDS = {".png": "cairosvg", ".parquet": "pyarrow"}
+NEEDS = {".png": "cairosvg"}
 """Packages that are not installed with this one."""
 
 

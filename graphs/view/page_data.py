@@ -26,7 +26,7 @@ _COLUMNS = (
 )
 _SAME = ["kind", "layer", "sublayer", "pos", "index", "token"]
 _FACTS = ("model", "layers", "prompt", "threshold", "edges", "dtype", "pruned")
-_CROWDED = 80
+_CROWDED = 40
 
 
 def page_data(graph: Graph, other: Graph | None, max_nodes: int, max_edges: int) -> dict[str, Any]:

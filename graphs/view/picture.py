@@ -233,9 +233,10 @@ def _inner(spot: Spot, kind: str, value: float) -> Iterator[str]:
     }
     yield mark(kind, (spot.x, spot.y), spot.radius, stroke_width=1.4, **style)
     if spot.label:
-        style = {"font_size": 9, "font_family": MONO, "text_anchor": "middle", "fill": "#424a53"}
-        halo = {"stroke": PAPER, "stroke_width": 2.5, "paint_order": "stroke"}
-        yield write_text(spot.x, spot.y + spot.radius + 9.5, spot.label, **style, **halo)
+        style = {"font_size": 9, "font_family": MONO, "text_anchor": "middle"}
+        halo = {"fill": PAPER, "stroke": PAPER, "stroke_width": 2.5}
+        for ink in (halo, {"fill": "#424a53"}):  # not every program knows paint-order
+            yield write_text(spot.x, spot.y + spot.radius + 9.5, spot.label, **style, **ink)
 
 
 def _source(spot: Spot, value: float, kind: str) -> Iterator[str]:

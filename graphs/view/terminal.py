@@ -14,12 +14,13 @@ _CHECKS = 4
 _AGAINST = "against: "
 
 
-def summary(graph: Graph, width: int = 80) -> str:
+def summary(graph: Graph, width: int = 80, paths: int = 5) -> str:
     """At most 25 lines of text: prompt, target, what it is made of, strongest paths, checks.
 
-    No line is wider than ``width`` columns. Control characters are written as escapes.
+    No line is wider than ``width`` columns; more ``paths`` are more lines. Control characters are
+    written as escapes.
 
-    Raises ValueError for a width below 40.
+    Raises ValueError for a width below 40 and for fewer than one path.
 
     >>> from graphs.example import worked_example
     >>> print(summary(worked_example()))  # doctest: +ELLIPSIS
@@ -31,7 +32,7 @@ def summary(graph: Graph, width: int = 80) -> str:
         raise ValueError(
             f"summary: width = {width}; names and numbers take at least {_NARROWEST} columns."
         )
-    blocks = (_head(graph, width), _parts(graph), _paths(graph), _foot(graph))
+    blocks = (_head(graph, width), _parts(graph), _paths(graph, paths), _foot(graph))
     return "\n".join(clip(line, width).rstrip() for block in blocks for line in block)
 
 
@@ -78,8 +79,8 @@ def _share(value: float, whole: float) -> str:
     return f"{share:>9.1f} %" if abs(share) < 1e5 else f"{'':>11}"
 
 
-def _paths(graph: Graph) -> Iterator[str]:
-    paths = strongest_paths(graph, 5)
+def _paths(graph: Graph, count: int) -> Iterator[str]:
+    paths = strongest_paths(graph, count)
     yield (
         "strongest paths, and what each carries"
         if len(paths)

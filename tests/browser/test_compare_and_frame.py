@@ -123,7 +123,9 @@ def test_tokens_and_effects_of_a_node(opened: Open, circuit: Class) -> None:
     assert [round(value, 9) for value in page.bars("suppressed").values()] == [
         round(row[1], 9) for row in told["suppressed"]
     ]
-    assert page.bars("measured") == details["measured"][str(node)]
+    measured = page.bars("measured")
+    assert measured == details["measured"][str(node)]
+    assert list(measured) == ["predicted", "held", "ungated", "patterns", "free"]
 
 
 def test_the_card_of_a_feature(opened: Open, circuit: Class) -> None:

@@ -5,32 +5,24 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
-from typer.testing import CliRunner, Result
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import Result
 
 import attribution.sweep
 import circuits
 import circuits.testing
 import circuits.tracer
 from circuits import load, read
-from circuits.cli import app
-from tests.circuits.folders import PROMPT, save_text_model
+from graphs.names import clip
+from tests.circuits.folders import PROMPT, save_text_model, tokenizer
+from tests.circuits.shell import command
 
 COMMANDS = ("demo", "trace", "plan", "list", "show", "test", "compare", "convert", "serve")
 TASKS = ("ioi", "induction", "bracket", "greater_than")
 EXPLAIN = ("--explain", " Mary", "--minus", " John")
 
-
-@pytest.fixture(autouse=True)
-def as_users_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the type checks of the tests, which refuse in words of their own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("at_the_shell")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +36,6 @@ def saved(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("circuits") / "saved.circuit"
     assert command("trace", model, PROMPT, *EXPLAIN, "-o", str(path)).exit_code == 0
     return str(path)
-
-
-def command(*words: str) -> Result:
-    """Run the command; an exception that is no exit is an error of the test."""
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "100", "NO_COLOR": "1"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def assert_refused(result: Result, *says: str) -> None:
@@ -152,6 +136,25 @@ def test_options_of_trace_do_what_they_say(
     assert read("a.circuit").meta[fact] == expected
 
 
+def test_gated_neurons_are_read_half_through_each_branch(tmp_path: Path) -> None:
+    """And the circuit is tested in its model read the same way."""
+    words = tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    config = LlamaConfig(vocab_size=len(words), initializer_range=0.5, **sizes, **heads)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "gated")
+    words.save_pretrained(tmp_path / "gated")
+    asked = ("trace", "gated", PROMPT, *EXPLAIN, "--max-nodes", "20")
+    for split in ((), ("--split", "half")):
+        assert command(*asked, *split, "-o", f"{len(split)}.circuit").exit_code == 0
+    plain, half = read("0.circuit"), read("2.circuit")
+    assert half.meta["layers"]["split"] == "half" and "split" not in plain.meta["layers"]
+    attributions = [one.nodes["attribution"].abs().sum() for one in (plain, half)]
+    assert attributions[0] != pytest.approx(attributions[1], rel=1e-3)
+    tested = command("test", "2.circuit")
+    assert tested.exit_code == 0, tested.output
+
+
 def test_trace_with_test_prints_both_verdicts(model: str) -> None:
     result = command("trace", model, PROMPT, *EXPLAIN, "--test")
     assert result.exit_code == 0, result.output
@@ -200,7 +203,14 @@ def test_show_prints_so_many_paths(saved: str, count: int) -> None:
     result = command("show", saved, "--paths", str(count))
     assert result.exit_code == 0
     table = read(saved).paths(count)
-    assert all(text in " ".join(result.stdout.split()) for text in table["text"])
+    lines = result.stdout.splitlines()
+    wanted = [
+        clip(f"{flow:>12.4f}  {text.rpartition(' → ')[0]} → target", 80)
+        for flow, text in zip(table["flow"], table["text"], strict=True)
+    ]
+    first = lines.index(wanted[0])
+    assert lines[first : first + count + 1] == [*wanted, ""]
+    assert max(map(len, lines)) <= 80
 
 
 # ---------------------------------------------------------------- wrong arguments end with 2
@@ -229,6 +239,8 @@ WRONG = [
     ),
     (("trace", "{model}", PROMPT, *EXPLAIN, "--device", "toaster"), ("device='toaster'",)),
     (("trace", "{model}", PROMPT, *EXPLAIN, "--dtype", "int8"), ("dtype='int8'",)),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--split", "third"), ("split='third'", "half")),
+    (("trace", "{model}", PROMPT, *EXPLAIN, "--split", "half"), ("gated MLPs", "Leave split out")),
     (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "a.pdf"), ("a.pdf", ".circuit, .html")),
     (("trace", "{model}", PROMPT, *EXPLAIN, "-o", "none/a.svg"), ("no folder", "mkdir -p")),
     (("plan", "{model}", PROMPT, *EXPLAIN, "--max-nodes", "0"), ("max_nodes=0",)),

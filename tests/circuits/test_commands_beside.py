@@ -1,35 +1,17 @@
 """`circuits compare` and `circuits features`: what they print, against the library itself."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import jaxtyping
 import pytest
-from typer.testing import CliRunner, Result
 
 from circuits import Circuit, build_features, compare, load, read, read_cards, trace
-from circuits.cli import app
 from graphs.files import save
 from tests.circuits.folders import PROMPT, save_text_model, text_model, tokenizer
+from tests.circuits.shell import command, heavy_imports
 from tests.graphs import samples
 
-ROOT = str(Path(__file__).parent.parent.parent)
-
-
-@pytest.fixture(autouse=True)
-def as_users_call_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without the type checks of the tests, in an empty folder."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    monkeypatch.chdir(tmp_path)
-
-
-def command(*words: str) -> Result:
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "80", "NO_COLOR": "1"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+pytestmark = pytest.mark.usefixtures("at_the_shell")
 
 
 @pytest.fixture
@@ -100,15 +82,7 @@ def test_compare_and_cards_without_torch(two: tuple[str, str], model: str) -> No
     build_features(load(model), [PROMPT], "cards", top=1, tokens=0, progress=False)
     name = read_cards("cards").features["name"].iloc[0]
     for words in (("compare", *two, "-o", "c.html"), ("features", "show", "cards", name)):
-        code = (
-            "import sys\nfrom circuits.cli import app\n"
-            f"app({list(words)!r}, standalone_mode=False)\n"
-            "print(*({'torch', 'transformers', 'nnsight'} & set(sys.modules)), file=sys.stderr)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ROOT}
-        )
-        assert done.returncode == 0 and done.stderr.strip() == "", done.stderr
+        assert heavy_imports(*words) == []
 
 
 # ---------------------------------------------------------------- cards in a circuit

@@ -3,41 +3,23 @@
 import http.client
 import json
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 from circuits import read
-from circuits.cli import app
 from circuits.server import server_of
 from graphs.example import worked_example
 from graphs.files import save
 from tests.circuits.folders import PROMPT
+from tests.circuits.shell import command, heavy_imports
 from tests.errors.mistakes import Mistake, assert_explained, each
 from tests.graphs import samples
 
-ROOT = str(Path(__file__).parent.parent.parent)
-
-
-@pytest.fixture(autouse=True)
-def as_users_call_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without the type checks of the tests, in an empty folder."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    monkeypatch.chdir(tmp_path)
-
-
-def command(*words: str) -> Result:
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "80", "NO_COLOR": "1"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+pytestmark = pytest.mark.usefixtures("at_the_shell")
 
 
 @pytest.fixture
@@ -84,16 +66,12 @@ def test_convert_there_and_back(saved: str) -> None:
 @pytest.mark.usefixtures("saved")
 def test_without_torch(words: tuple[str, ...]) -> None:
     """In a process of its own: neither torch nor transformers is imported."""
-    code = (
-        "import sys\nfrom circuits.cli import app\n"
-        f"app({list(words)!r}, standalone_mode=False)\n"
-        "print(*({'torch', 'transformers', 'nnsight'} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ROOT}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.strip() == ""
+    assert heavy_imports(*words) == []
+
+
+def test_an_import_of_torch_would_be_noticed() -> None:
+    words = ("plan", "four-tasks", PROMPT, "--explain", " Mary", "--dry")
+    assert "torch" in heavy_imports(*words)
 
 
 def test_lines_fit_80_columns(saved: str) -> None:

@@ -63,12 +63,6 @@ EXPORTS = [
         (".png needs cairosvg", "pip install cairosvg", ".svg"),
     ),
     Mistake(
-        "parquet without pyarrow",
-        lambda folder: save(worked_example(), folder / "a.parquet"),
-        ValueError,
-        (".parquet needs pyarrow", ".csv"),
-    ),
-    Mistake(
         "json that is none",
         lambda folder: read_file(_file(folder, "{")),
         ValueError,

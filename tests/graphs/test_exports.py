@@ -1,6 +1,8 @@
 """Files of other formats: written, read back, checked by what else reads them."""
 
+import importlib.util
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -11,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from circuits.parquet import read_table
 from graphs.example import worked_example
 from graphs.files import read_file, save
 from graphs.files.neuronpedia import to_foreign
 from graphs.graph import Graph
 from graphs.names import node_names
 from graphs.nodes import edge_table, node_table
+from graphs.view.picture import svg
 from tests.browser.hostile import STRINGS
 from tests.graphs import samples
 from tests.graphs.neuronpedia_schema import SCHEMA
@@ -168,28 +172,45 @@ def test_csv_has_both_tables(tmp_path: Path) -> None:
     assert nodes["name"].tolist() == node_names(graph)
 
 
-def test_parquet_and_png_where_their_packages_are(
+def test_parquet_holds_what_csv_holds(tmp_path: Path) -> None:
+    graph = samples.circuit_like()
+    for ending in ("csv", "parquet"):
+        assert save(graph, tmp_path / f"a.{ending}") == tmp_path / f"a.{ending}"
+    for name in ("a", "a.nodes"):
+        csv = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False, na_values={"effect": ""})
+        pd.testing.assert_frame_equal(
+            read_table(tmp_path / f"{name}.parquet"), csv, check_dtype=False, rtol=1e-12
+        )
+
+
+def test_parquet_holds_any_token(tmp_path: Path) -> None:
+    nodes = worked_example().nodes
+    nodes["token"] = STRINGS[: len(nodes)]
+    nodes.loc[nodes.index[0], "token"] = "\ud800"
+    graph = worked_example()
+    save(Graph(nodes, graph.edges, graph.meta), tmp_path / "a.parquet")
+    kept = read_table(tmp_path / "a.nodes.parquet")["token"].tolist()
+    assert kept == ["\\ud800", *STRINGS[1 : len(nodes)]]
+
+
+def test_png_is_the_picture_at_twice_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written by stand-ins for both packages, which are not installed here: what they are given."""
+    """By cairosvg where it is installed (it needs the system's cairo), else by a stand-in."""
+    graph, path = worked_example(), tmp_path / "a.png"
+    if importlib.util.find_spec("cairosvg") is not None:
+        size = [int(text) for text in re.findall(r' (?:width|height)="(\d+)"', svg(graph))[:2]]
+        head = save(graph, path).read_bytes()[:24]
+        assert head.startswith(b"\x89PNG")
+        assert [int.from_bytes(head[at : at + 4]) for at in (16, 20)] == [2 * one for one in size]
+    assert "paint-order" not in svg(graph), "cairosvg would paint the labels over"
     given = {}
     cairo = types.ModuleType("cairosvg")
     cairo.svg2png = lambda bytestring, scale: given.update(svg=bytestring, scale=scale) or b"PNG"  # type: ignore[attr-defined]
     cairo.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "cairosvg", cairo)
-    assert save(worked_example(), tmp_path / "a.png").read_bytes() == b"PNG"
-    assert given["svg"].startswith(b"<svg") and given["scale"] == 2.0
-    arrow = types.ModuleType("pyarrow")
-    arrow.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
-    monkeypatch.setitem(sys.modules, "pyarrow", arrow)
-
-    def to_parquet(table: pd.DataFrame, buffer: object) -> None:
-        buffer.write(table.to_csv().encode())  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", to_parquet)
-    save(worked_example(), tmp_path / "a.parquet")
-    assert (tmp_path / "a.parquet").read_bytes().startswith(b",source,target")
-    assert (tmp_path / "a.nodes.parquet").read_bytes().startswith(b"node,kind")
+    assert save(graph, path).read_bytes() == b"PNG"
+    assert given["svg"] == svg(graph).encode() and given["scale"] == 2.0
 
 
 def test_a_real_file_of_circuit_tracer_opens() -> None:

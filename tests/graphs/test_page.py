@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.page import wide_graph
 from graphs.example import worked_example
+from graphs.files import read_file, save
 from graphs.graph import Graph
 from graphs.nodes import INTERIOR, edge_table, node_table
 from graphs.pruning import at_most
@@ -38,6 +39,17 @@ def test_only_its_own_script_and_styles_may_run() -> None:
         assert f"'sha256-{digest}'" in policy[1]
     assert set(re.findall(r"""[a-z]+://[^"' ]*""", html)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<[^>]*\s(src|href|on[a-z]+|style)=", html.split("<script")[0])
+
+
+def test_a_circuit_read_again_gives_the_same_files(tmp_path: Path) -> None:
+    """However the facts about it were ordered when it was made."""
+    graph = samples.circuit_like()
+    given = {"versions": {"torch": "2", "nnsight": "1"}, **graph.meta, "layers": {"mlp": "a"}}
+    graph = Graph(graph.nodes, graph.edges, dict(reversed(given.items())))
+    again = read_file(save(graph, tmp_path / "a.circuit"))
+    for ending in ("html", "json", "svg"):
+        written = (save(one, tmp_path / f"a.{ending}").read_bytes() for one in (graph, again))
+        assert next(written) == next(written)
 
 
 def test_it_stays_small() -> None:

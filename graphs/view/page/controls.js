@@ -56,13 +56,14 @@ function buildControls() {
     click: () => act((now) => (now.column = now.column === pos ? -1 : pos)),
   }, tokenAt(pos))));
   const explained = data.values.map((value, side) => `${shown(data.targets[side])} = ${number(value)}`);
-  byId("target").textContent = compared ? `a: ${explained[0]}   b: ${explained[1]}` : explained[0];
+  byId("target").textContent = compared ? `a: ${explained[0]}  ·  b: ${explained[1]}` : explained[0];
   document.title = `${shown(data.targets[0])} · circuit`;
   byId("page").classList.toggle("compared", compared);
   const kinds = ["token", "position", ...INTERIOR, "error"].filter((kind) => G.kind.includes(kind));
   byId("kinds").replaceChildren(...kinds.map((kind) => make("label", {},
     make("input", { type: "checkbox", value: kind, change: () => act((now) => (now.hidden = toggled(now.hidden, kind))) }), kind)));
   byId("compare").hidden = !compared;
+  for (const mark of document.querySelectorAll("footer [data-kind]")) mark.hidden = !kinds.includes(mark.dataset.kind);
   byId("left-out").textContent = data.left_out;
   slide("share", (value) => { state.share = Math.max(0.01, value); rebuild(); });
   slide("density", (value) => { state.density = value; drawFaint(); drawControls(); });
@@ -107,6 +108,7 @@ function listen() {
     else select(key);
   });
   document.addEventListener("keydown", pressed);
+  byId("stage").addEventListener("scroll", keepRowNames);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawFaint);
 }
 
@@ -201,7 +203,7 @@ function zoomTo(factor) {
 }
 
 function fitWidth() {
-  fitted = true;
+  fitted = whole = true;
   zoom = fittingZoom();
   resize();
 }

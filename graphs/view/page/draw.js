@@ -2,6 +2,8 @@
 const MOST_STRONG = 400;
 let zoom = 1;
 let fitted = true; // until someone zooms
+let whole = false; // until someone asks for the whole width, however small
+const LEGIBLE = 0.7;
 let drawing = 0;
 
 function byId(id) {
@@ -37,7 +39,7 @@ function rebuild() {
   view = { kept, units, unitOf, links, grid, index: new Map(units.map((unit, at) => [unit.key, at])) };
   const shapes = [byId("bands"), byId("marks")];
   for (const one of shapes) one.setAttribute("viewBox", `0 0 ${short(grid.width)} ${short(grid.height)}`);
-  byId("bands").replaceChildren(...bandShapes(grid), ...columnShapes(grid));
+  byId("bands").replaceChildren(...bandShapes(grid), ...columnShapes(grid), mark("g", { id: "rows" }, ...rowNames(grid)));
   byId("nodes").replaceChildren(...units.map(unitShape));
   if (fitted) zoom = fittingZoom();
   resize();
@@ -49,15 +51,24 @@ function rebuild() {
 
 function resize() {
   const [width, height] = [view.grid.width * zoom, view.grid.height * zoom];
+  byId("sheet").style.aspectRatio = width / height; // on paper, where it is as wide as the page
   for (const id of ["sheet", "bands", "marks", "faint"]) {
     byId(id).style.width = `${width}px`;
     byId(id).style.height = `${height}px`;
   }
+  keepRowNames();
   drawFaint();
 }
 
+// The end of the prompt, where what is explained stands, is what is seen of a wide sheet.
+function showEnd() {
+  byId("stage").scrollLeft = byId("stage").scrollWidth;
+}
+
 function fittingZoom() {
-  return Math.max(0.1, Math.min(1, (byId("stage").clientWidth - 10) / view.grid.width));
+  const stage = byId("stage");
+  const wide = Math.min(1, (stage.clientWidth - 10) / view.grid.width);
+  return whole ? Math.max(0.1, wide) : Math.max(LEGIBLE, Math.min(wide, (stage.clientHeight - 10) / view.grid.height));
 }
 
 function bandShapes(grid) {
@@ -66,18 +77,33 @@ function bandShapes(grid) {
     const halves = layer < data.n_layers ? HALVES : HALVES.slice(0, 1);
     const [bottom, top] = [grid.tops[1 + 4 * layer], grid.tops[1 + 4 * layer + halves.length]];
     if (bottom <= top) continue;
-    const middle = (top + bottom) / 2 + 4;
     const box = { x: 4, y: short(top), width: short(grid.width - 8), height: short(bottom - top), rx: 5 };
     shapes.push(mark("rect", { class: `band band-${layer % 2}`, ...box }));
-    shapes.push(mark("text", { class: "layer", x: 12, y: short(middle) }, `L${layer}`));
     halves.forEach((half, at) => {
       const [low, high] = [grid.tops[1 + 4 * layer + at], grid.tops[2 + 4 * layer + at]];
-      if (low - high < 18) return;
-      shapes.push(mark("text", { class: "half", x: 64, y: short((low + high) / 2 + 3) }, half));
-      if (at) shapes.push(mark("path", { class: "line", d: `M66,${short(low)}H${short(grid.width - 4)}` }));
+      if (at && low - high >= 18) shapes.push(mark("path", { class: "line", d: `M66,${short(low)}H${short(grid.width - 4)}` }));
     });
   }
   return shapes;
+}
+
+function rowNames(grid) {
+  const names = [];
+  for (let layer = 0; layer <= data.n_layers; layer++) {
+    const halves = layer < data.n_layers ? HALVES : HALVES.slice(0, 1);
+    const [bottom, top] = [grid.tops[1 + 4 * layer], grid.tops[1 + 4 * layer + halves.length]];
+    if (bottom > top) names.push(mark("text", { class: "layer", x: 12, y: short((top + bottom) / 2 + 4) }, `L${layer}`));
+    halves.forEach((half, at) => {
+      const [low, high] = [grid.tops[1 + 4 * layer + at], grid.tops[2 + 4 * layer + at]];
+      if (low - high >= 18) names.push(mark("text", { class: "half", x: 64, y: short((low + high) / 2 + 3) }, half));
+    });
+  }
+  return names;
+}
+
+// The names of the rows stay in sight when a wide sheet is moved.
+function keepRowNames() {
+  byId("rows").setAttribute("transform", `translate(${short(byId("stage").scrollLeft / zoom)} 0)`);
 }
 
 function columnShapes(grid) {

@@ -90,7 +90,7 @@ function proposedGroups(kept) {
   return clusters
     .filter((one) => one.rows.length > 1)
     .map(({ rows }) => ({
-      label: `${rows.length} like ${nameOf(rows[0])}`,
+      label: `${rows.length} like ${nameOf(rows[0]).split(/[.@]/)[1]}`,
       nodes: rows.map((row) => G.id[row]),
       open: false,
     }));

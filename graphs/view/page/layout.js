@@ -47,7 +47,7 @@ function placed(units, links) {
     if (!cells.has(key)) cells.set(key, { pos: place(unit), row: gridRow(unit), units: [] });
     cells.get(key).units.push(unit);
   }
-  for (const cell of cells.values()) cell.lines = linesOf(cell.units);
+  for (const cell of cells.values()) cell.lines = cell.row ? linesOf(cell.units) : [cell.units];
   const grid = gridOf([...cells.values()]);
   for (const cell of cells.values()) put(cell, grid);
   return grid;
@@ -88,9 +88,17 @@ function measure(unit, largest, named) {
 }
 
 function linesOf(units) {
-  const length = Math.max(4, Math.ceil(Math.sqrt(2 * units.length)));
+  const room = Math.max(125, Math.sqrt(54 * units.reduce((sum, one) => sum + one.slot, 0)));
   const lines = [];
-  for (let at = 0; at < units.length; at += length) lines.push(units.slice(at, at + length));
+  let taken = Infinity;
+  for (const unit of units) {
+    if (taken + unit.slot > room) {
+      lines.push([]);
+      taken = 0;
+    }
+    lines[lines.length - 1].push(unit);
+    taken += unit.slot;
+  }
   return lines;
 }
 

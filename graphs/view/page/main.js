@@ -12,5 +12,11 @@ if (!state.density) {
   drawFaint();
   drawControls();
 }
-addEventListener("resize", () => fitted && fitWidth());
+showEnd();
+addEventListener("resize", () => {
+  if (!fitted) return;
+  zoom = fittingZoom();
+  resize();
+  showEnd();
+});
 requestAnimationFrame(() => setTimeout(() => performance.mark("drawn")));

@@ -233,7 +233,9 @@ function cardParts(id) {
 function measuredParts(id) {
   const told = data.details.measured?.[id];
   if (!told) return [];
+  const known = ["predicted", "held", "ungated", "patterns", "free"];
   const rows = Object.entries(told).map(([name, amount]) => ({ name, amount }));
+  rows.sort((a, b) => known.indexOf(a.name) - known.indexOf(b.name));
   const part = bars("measured", "Change of the target without it", rows);
   part.querySelector(".sum").remove();
   return [part];

@@ -37,6 +37,7 @@ function picture() {
   sheet.append(title, mark("style", {}, `svg{${variables}}\n${byId("sheet-style").textContent}`),
     mark("rect", { width: "100%", height: "100%", class: "paper" }),
     byId("bands").cloneNode(true), mark("g", {}, ...edges), byId("strong").cloneNode(true), byId("nodes").cloneNode(true));
+  sheet.querySelector("#rows").removeAttribute("transform");
   for (const one of sheet.querySelectorAll("[id]")) one.removeAttribute("id");
   for (const one of sheet.querySelectorAll("[style]")) one.removeAttribute("style");
   return new XMLSerializer().serializeToString(sheet);
