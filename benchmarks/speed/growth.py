@@ -8,6 +8,7 @@ what is changed, by least squares. Bytes are what a call adds to anonymous memor
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ import typer
 
 from attribution.direct_effects import direct_effects
 from benchmarks.four_tasks.folder import write_json
+from benchmarks.report.plots import curves
 from benchmarks.speed.cases import Shape, random_ids, random_model
 from benchmarks.speed.clock import clocked, memory_growth
 from benchmarks.speed.direct import chosen_targets, relu_transcoders
@@ -64,6 +66,31 @@ def exponents(rows: Sequence[dict[str, Any]], over: str) -> dict[str, float]:
     }
 
 
+def plots(found: dict[str, Any]) -> dict[str, str]:
+    """Return pictures by file name: costs against what was changed, all on logarithmic scales."""
+    made = {}
+    for over in ("tokens", "active", "layers"):
+        rows = found[over]["rows"]
+        for unit, word in (("seconds", "processor seconds"), ("MB", "megabytes added")):
+            lines = {
+                name.removesuffix(f" {unit}"): [(row[over], log10(row[name])) for row in rows]
+                for name in COSTS
+                if name.endswith(unit)
+            }
+            if over == "tokens" and unit == "MB":
+                lines["patterns"] = [(row[over], log10(row["pattern MB"] or 0.1)) for row in rows]
+            heights = [y for line in lines.values() for _, y in line]
+            made[f"growth-{over}-{unit.lower()}.svg"] = curves(
+                f"{word} against {over}",
+                lines,
+                (over, f"log10 of {word}"),
+                high=ceil(max(heights)),
+                low=floor(min(heights)),
+                logarithmic=True,
+            )
+    return made
+
+
 def main(
     tokens: Annotated[list[int] | None, typer.Option(help="lengths of prompts")] = None,
     active: Annotated[list[int] | None, typer.Option(help="active per token and layer")] = None,
@@ -71,6 +98,7 @@ def main(
     targets: Annotated[int, typer.Option(help="rows of direct effects")] = 512,
     threads: Annotated[int, typer.Option(help="torch's threads")] = 1,
     output: Annotated[Path | None, typer.Option("-o", help="JSON file to keep")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="folder for pictures")] = None,
 ) -> None:
     """Time direct effects and traces of growing prompts and models of GPT-2 small's width."""
     torch.set_num_threads(threads)
@@ -99,6 +127,10 @@ def main(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, found)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name, picture in plots(found).items():
+            (pictures / name).write_text(picture)
 
 
 if __name__ == "__main__":

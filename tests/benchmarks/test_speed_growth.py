@@ -24,7 +24,8 @@ def test_measures_what_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     app, kept = Typer(), tmp_path / "growth-tiny.json"
     app.command()(growth.main)
     words = "--tokens 4 --tokens 8 --active 4 --active 8 --layers 3 --targets 5 -o"
-    done = CliRunner().invoke(app, [*words.split(), str(kept)])
+    pictures = tmp_path / "pictures"
+    done = CliRunner().invoke(app, [*words.split(), str(kept), "--pictures", str(pictures)])
     assert done.exit_code == 0, done.output
     found = json.loads(kept.read_text())
     assert [row["tokens"] for row in found["tokens"]["rows"]] == [4, 8]
@@ -34,3 +35,6 @@ def test_measures_what_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert few["features"] < many["features"]
     assert set(found["tokens"]["exponents"]) == set(growth.COSTS)
     assert str(tmp_path) not in kept.read_text()
+    drawn = {path.name: path.read_text() for path in pictures.iterdir()}
+    assert len(drawn) == 6
+    assert drawn["growth-tokens-mb.svg"].count("<polyline") == 3
