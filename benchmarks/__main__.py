@@ -3,6 +3,7 @@
 Stages and what they measure: benchmarks/report/. A run that was stopped goes on in its folder.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,9 @@ import torch
 import typer
 from tqdm import tqdm
 
-from benchmarks.report.cells import Cells
+from benchmarks.report.agreement import agreement_figures
+from benchmarks.report.bases import basis_figures
+from benchmarks.report.cells import Cells, Figures
 from benchmarks.report.circuits import circuit_figures
 from benchmarks.report.edges import cross_figures, edge_figures
 from benchmarks.report.exact import exact_figures
@@ -33,7 +36,7 @@ def main(
     torch.set_num_threads(1)  # sums, and with them the last digits, do not depend on the machine
     settings = settings_of(model, quick=quick)
     cells = Cells(output, settings.as_data())
-    edges, circuits, exact = {}, {}, []
+    edges, exact = {}, []
     for task in tqdm(chosen, desc="edges"):
         edges[task] = [
             cells.get(
@@ -41,11 +44,17 @@ def main(
             )
             for seed in range(settings.seeds)
         ]
-    for task in tqdm(chosen, desc="circuits"):
-        picture = output / "pictures" / f"{task}.svg"
-        circuits[task] = cells.get(
-            "circuit", task, lambda t=task, p=picture: circuit_figures(t, settings, p)
-        )
+
+    def of_tasks(stage: str, measure: Callable[[str], Figures]) -> Figures:
+        named = tqdm(chosen, desc=stage)
+        return {task: cells.get(stage, task, lambda t=task: measure(t)) for task in named}
+
+    agreement = of_tasks("agreement", lambda task: agreement_figures(task, settings))
+    bases = of_tasks("bases", lambda task: basis_figures(task, settings))
+    pictures = output / "pictures"
+    circuits = of_tasks(
+        "circuit", lambda task: circuit_figures(task, settings, pictures / f"{task}.svg")
+    )
     found = {task: seeds[0]["circuit"] for task, seeds in edges.items()}
     several = "-".join(["tasks", *chosen])
     cross = (
@@ -62,7 +71,14 @@ def main(
                     lambda p=program, v=variant: exact_figures(p, v, settings.program_pairs),
                 )
             )
-    measured = {"edges": edges, "circuits": circuits, "cross": cross, "exact": exact}
+    measured = {
+        "edges": edges,
+        "agreement": agreement,
+        "bases": bases,
+        "circuits": circuits,
+        "cross": cross,
+        "exact": exact,
+    }
     write_report(output, measured, settings)
     typer.echo(f"wrote {output / 'report.html'}, report.md, CSV and figures.json beside it")
 

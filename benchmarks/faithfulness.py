@@ -42,7 +42,9 @@ from benchmarks.four_tasks.folder import write_json
 from benchmarks.scores import MIB_GRID, cmd, cpr, edge_grid, faithfulness
 from benchmarks.speed.machine import machine_facts
 from benchmarks.tasks.counterfactuals import RULES, counterfactuals, pairs_of
+from benchmarks.tasks.texts import pairs_of_texts, text_pairs
 from circuits import load
+from replacement.model import ReplacementModel
 from replacement.secant import SecantRule
 
 Scores = dict[str, Float[Tensor, " edge"]]
@@ -65,6 +67,10 @@ class Settings:
     """Pairs by which edges are patched one by one: the costly part; 0 leaves it out."""
     greedy: bool = False
     """Circuits grown from the output (Hanna et al.), not the top n of all edges (MIB)."""
+    model: str = "four-tasks"
+    """What `load` takes."""
+    published: bool = False
+    """Prompts of `benchmarks.tasks.texts`, with a BOS where the authors put one."""
 
 
 def secant_rules(*, every: bool) -> dict[str, SecantRule]:
@@ -179,16 +185,9 @@ def measure(cell: tuple[str, int], settings: Settings) -> dict[str, dict[str, An
     """Return the figures of every method for one task and seed."""
     task, seed = cell
     torch.set_num_threads(1)
-    source = load("four-tasks", mlp="neurons", attention="heads")
+    source = load(settings.model, mlp="neurons", attention="heads")
     model = EdgeModel(source)
-    train, test = (
-        pairs_of(
-            counterfactuals(task, settings.pairs, seed=2 * seed + half),
-            source.tokenizer,
-            source.weights.d_vocab,
-        )
-        for half in (0, 1)
-    )
+    train, test = (drawn(source, task, 2 * seed + half, settings) for half in (0, 1))
     scores = scores_of(model, train, settings, seed)
     judge = Judge(model, test, greedy=settings.greedy)
     found = {name: judge.figures(one) for name, one in scores.items()}
@@ -197,6 +196,15 @@ def measure(cell: tuple[str, int], settings: Settings) -> dict[str, dict[str, An
         both = None if truth is None else torch.stack([one, truth])
         found[name]["Pearson"] = None if both is None else float(torch.corrcoef(both)[0, 1])
     return rounded(found)
+
+
+def drawn(source: ReplacementModel, task: str, seed: int, settings: Settings) -> Pairs:
+    """Return pairs of a task."""
+    tokenizer, d_vocab = source.tokenizer, source.weights.d_vocab
+    if settings.published:
+        texts = text_pairs(task, tokenizer, settings.pairs, seed=seed)
+        return pairs_of_texts(texts, tokenizer, d_vocab, bos=texts[0].bos)
+    return pairs_of(counterfactuals(task, settings.pairs, seed=seed), tokenizer, d_vocab)
 
 
 def rounded(found: Any) -> Any:
@@ -243,14 +251,17 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes, one thread each.")] = 1,
     every_rule: Annotated[bool, typer.Option(help="All 27 weights of the contrast.")] = False,
     greedy: Annotated[bool, typer.Option(help="Grow circuits from the output.")] = False,
+    model: Annotated[str, typer.Option(help="What `load` takes.")] = "four-tasks",
+    published: Annotated[bool, typer.Option("--published", help="The papers' prompts.")] = False,
 ) -> None:
-    """Compare methods by the faithfulness of their circuits in the bundled model."""
-    settings = Settings(pairs, every_rule, exhaustive, greedy)
+    """Compare methods by the faithfulness of their circuits."""
+    settings = Settings(pairs, every_rule, exhaustive, greedy, model, published)
     names = tasks.split(",")
     command = (
         f"python -m benchmarks.faithfulness --tasks {tasks} --pairs {pairs} --seeds {seeds} "
         f"--first {first} --exhaustive {exhaustive} --jobs {jobs}"
         f"{' --every-rule' if every_rule else ''}{' --greedy' if greedy else ''} "
+        f"--model {model}{' --published' if published else ''} "
         f"-o benchmarks/results/{output.name}"
     )
     facts = {"command": command, "machine": machine_facts(), "settings": asdict(settings)}

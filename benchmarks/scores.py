@@ -5,7 +5,7 @@ their own. Nothing in this file knows a model.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Final
 
 import numpy as np
@@ -68,8 +68,12 @@ def pareto(points: Points) -> Points:
 
     Sweeps over thresholds are not nested, so a curve may fall back (Conmy et al. 2023).
     """
-    kept = [(x, y) for x, y in points if not any(a < x and b > y for a, b in points)]
-    return sorted(set(kept))
+    kept, best = [], -1.0
+    for _, column in groupby(sorted(set(points)), key=lambda point: point[0]):
+        heights = list(column)
+        kept += [point for point in heights if point[1] >= best]
+        best = max(best, heights[-1][1])
+    return kept
 
 
 def pessimistic_area(points: Points) -> float:
@@ -105,6 +109,36 @@ def average_precision(
         right, taken = right + hits, taken + hits + misses
         area += hits / int(truth.sum()) * right / taken
     return area
+
+
+def area_intervals(
+    scores: Float[Tensor, " edge"],
+    truth: Bool[Tensor, " edge"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % percentile intervals of pessimistic area and average precision.
+
+    True and false edges are drawn with replacement, apart, so that every draw has both; ties are
+    those of the whole. Raises ValueError where all edges are true, or none.
+    """
+    groups = np.array(_ties(scores, truth, TIES))
+    source = np.random.default_rng(seed)
+    hits, misses = (
+        source.multinomial(int(side.sum()), side / side.sum(), size=resamples) for side in groups.T
+    )
+    right, wrong = hits.cumsum(1), misses.cumsum(1)
+    rise = hits / hits.sum(1, keepdims=True)
+    areas = {
+        "pessimistic area": (1 - wrong / misses.sum(1, keepdims=True)) * rise,
+        "average precision": rise * right / np.maximum(right + wrong, 1),
+    }
+    return {
+        name: (float(low), float(high))
+        for name, area in areas.items()
+        for low, high in [np.percentile(area.sum(1), [2.5, 97.5])]
+    }
 
 
 def kl_divergence(

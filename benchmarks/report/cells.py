@@ -12,7 +12,7 @@ Figures = dict[str, Any]
 
 
 class Cells:
-    """A folder of measurements; times are kept apart, so that two runs give the same files."""
+    """A folder of measurements; processor times are apart, so that two runs give the same files."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
@@ -32,10 +32,10 @@ class Cells:
                     "asked for. Give the same settings to go on, or another folder."
                 )
             return stored["figures"]
-        begun = time.perf_counter()
+        begun = time.process_time()
         figures = rounded(measure())
         write_json(path, {"settings": self.settings, "figures": figures})
-        self._note(f"{stage}-{name}", time.perf_counter() - begun)
+        self._note(f"{stage}-{name}", time.process_time() - begun)
         return figures
 
     def _note(self, name: str, seconds: float) -> None:

@@ -12,14 +12,25 @@ class Settings:
 
     model: str
     pairs: int
-    """Pairs to score edges by, and as many to measure circuits on."""
+    """Pairs to score edges by."""
+    test_pairs: int
+    """Others to measure circuits on; and of the first, as many to patch edge by edge."""
     seeds: int
     program_pairs: int
     programs: tuple[str, ...]
     variants: tuple[str, ...]
-    """Of each program: "plain", "rotated"."""
+    """Of each program, as in `benchmarks.truth.measure.VARIANTS`."""
     prompts: int
     """To trace a task's circuit over, and as many to test it on."""
+    basis_prompts: int
+    """Likewise, where the neuron and the transcoder basis are compared."""
+    acdc_pairs: int
+    acdc_thresholds: tuple[float, ...]
+    """Of KL divergence, in nats."""
+    patched_prompts: int
+    """Of each task, to patch single nodes in."""
+    patched_nodes: int
+    """Of each kind in each sublayer of a prompt, at most: those whose write changed most."""
 
     def as_data(self) -> dict[str, Any]:
         """Return plain data, as it is read back from JSON."""
@@ -33,5 +44,33 @@ def settings_of(model: str, *, quick: bool) -> Settings:
     """Return the settings of a whole report, or of one within five minutes."""
     if quick:
         some = ("induction", "symbolic_ioi", "count_greater", "reverse", "or_gate", "and_gate")
-        return Settings(model, 16, 1, 3, tuple(n for n in PROGRAMS if n in some), ("rotated",), 12)
-    return Settings(model, 200, 3, 10, tuple(PROGRAMS), ("plain", "rotated"), 48)
+        return Settings(
+            model,
+            pairs=16,
+            test_pairs=16,
+            seeds=1,
+            program_pairs=3,
+            programs=tuple(name for name in PROGRAMS if name in some),
+            variants=("rotated, dummies",),
+            prompts=12,
+            basis_prompts=4,
+            acdc_pairs=4,
+            acdc_thresholds=(0.01, 0.1),
+            patched_prompts=4,
+            patched_nodes=32,
+        )
+    return Settings(
+        model,
+        pairs=200,
+        test_pairs=60,
+        seeds=1,
+        program_pairs=10,
+        programs=tuple(PROGRAMS),
+        variants=("plain", "rotated, dummies"),
+        prompts=32,
+        basis_prompts=24,
+        acdc_pairs=16,
+        acdc_thresholds=(0.001, 0.01, 0.03, 0.1, 0.3),
+        patched_prompts=16,
+        patched_nodes=64,
+    )

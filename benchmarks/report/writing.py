@@ -38,11 +38,16 @@ Section = tuple[str, str, list[pd.DataFrame], list[str]]
 def write_report(folder: Path, measured: dict[str, Any], settings: Settings) -> None:
     """Write all files of a report into a folder.
 
-    `measured`: "edges" (task → one figure set a seed), "circuits", "cross", "exact".
+    `measured`: "edges" (task → one figure set a seed), "agreement", "bases", "circuits", "cross",
+    "exact".
     """
     sections: list[Section] = []
     for task, seeds in measured["edges"].items():
         sections.append(edges_section(folder, task, seeds, settings))
+    sections.append(_heads_section(folder, measured["edges"]))
+    sections.append(_acdc_section(folder, measured["edges"], settings))
+    sections.append(_agreement_section(folder, measured["agreement"], settings))
+    sections.append(_bases_section(folder, measured["bases"], settings))
     for task, found in measured["circuits"].items():
         sections.append(_circuit_section(folder, task, found, settings))
     if measured["cross"]:
@@ -72,11 +77,22 @@ def agreed(measured: dict[str, Any]) -> dict[str, Any]:
     }
     exact = {
         f"{cell['program']}, {cell['variant']}": {
-            f"{row['method']} / {row['truth']}": row["pessimistic_area"] for row in cell["rows"]
+            f"{row['method']} / {row['truth']}": row.get("pessimistic_area") for row in cell["rows"]
         }
         for cell in measured["exact"]
     }
-    return {"edges": edges, "circuits": circuits, "exact": exact}
+    heads = {
+        task: {name: row.get("pessimistic area") for name, row in seeds[0]["heads"].items()}
+        for task, seeds in measured["edges"].items()
+    }
+    return {
+        "edges": edges,
+        "heads": heads,
+        "agreement": measured["agreement"],
+        "bases": measured["bases"],
+        "circuits": circuits,
+        "exact": exact,
+    }
 
 
 def edges_section(
@@ -85,7 +101,10 @@ def edges_section(
     """Return a task's tables and plots of edges; writes `edges-TASK.csv`."""
     first, methods = seeds[0], list(seeds[0]["methods"])
     table = pd.DataFrame(
-        [{"method": m, **{c: _mean(seeds, m, c) for c in COLUMNS}} for m in methods]
+        [
+            {"method": m, **{c: _mean(seeds, m, c) for c in COLUMNS}, **_intervals(first, m)}
+            for m in methods
+        ]
     )
     table = table.sort_values("CMD, edges", ignore_index=True)
     table.to_csv(folder / f"edges-{task}.csv", index=False)
@@ -110,13 +129,15 @@ def edges_section(
     protocol = (
         f"{first['edges']} edges between heads (q, k, v), MLPs, input and output; clean against "
         f"the task's counterfactual (benchmarks/tasks/counterfactuals.py), BOS in front, "
-        f"{settings.pairs} pairs to score by and as many others to measure on, means of "
-        f"{settings.seeds} draws; edges outside a circuit are resampled; circuits are the largest "
-        f"|scores|. True: patching the edge alone moves the metric by more than {TRUE:.0%} of "
-        f"its range, {first['true edges']} edges in draw 0; {TRUTH} sets that truth and so has no "
-        "recovery. Controls: random scores; scores of a network of the same shape with weights "
-        "drawn anew; complement, the metric's share left without the top tenth. Stability of the "
-        f"contrast's top tenth over 20 resamples (Jaccard): "
+        f"{settings.pairs} pairs to score by and {settings.test_pairs} others to measure on, "
+        f"means of {settings.seeds} draws; edges outside a circuit are resampled; circuits are the "
+        f"largest |scores|. True: patching the edge alone moves the metric by more than {TRUE:.0%} "
+        f"of its range on {settings.test_pairs} of the first pairs, {first['true edges']} edges in "
+        f"draw 0; {TRUTH} sets that truth and so has no recovery. Controls: random scores; scores "
+        "of a network of the same shape with weights drawn anew; complement, the metric's share "
+        "left without the top tenth. Intervals: 95 %, edges drawn with replacement, draw 0. "
+        "Discrete codes score pairs of heads alone, every other edge 0. ACDC: a circuit a "
+        "threshold. Stability of the contrast's top tenth over 20 resamples (Jaccard): "
         f"{statistics.mean(one['stability'] for one in seeds):.3f}."
     )
     return f"Edges: {task}", protocol, [table], pictures
@@ -125,6 +146,106 @@ def edges_section(
 def _mean(seeds: Sequence[dict[str, Any]], method: str, column: str) -> float | None:
     values = [one["methods"][method].get(column) for one in seeds]
     return None if None in values else round(statistics.mean(values), 5)
+
+
+def _intervals(first: dict[str, Any], method: str) -> dict[str, str | None]:
+    names = ("pessimistic area", "average precision")
+    found = {name: first["methods"][method].get(f"{name}, interval") for name in names}
+    return {
+        f"{name}, 95 %": None if one is None else f"{one[0]:.3f} – {one[1]:.3f}"
+        for name, one in found.items()
+    }
+
+
+def _heads_section(folder: Path, edges: dict[str, Any]) -> Section:
+    columns = ("pessimistic area", "trapezoid area", "average precision")
+    table = pd.DataFrame(
+        [
+            {"task": task, "method": name, **{column: row.get(column) for column in columns}}
+            for task, seeds in edges.items()
+            for name, row in seeds[0]["heads"].items()
+        ]
+    )
+    table.to_csv(folder / "heads-found.csv", index=False)
+    true = ", ".join(f"{task} {seeds[0]['true heads']}" for task, seeds in edges.items())
+    protocol = (
+        "How methods rank heads, draw 0. A head is true if it alone, carrying what it wrote in the "
+        f"counterfactual run, moves the metric by more than {TRUE:.0%} of its range: {true}. A "
+        "head's score is the |sum| over the edges it writes to; discrete codes (O'Neill & Bui) "
+        'count codes that occur on clean prompts only, and "pairs counted by head" is what its '
+        "authors call their edge score: it too says heads."
+    )
+    return "Heads found", protocol, [table], []
+
+
+def _acdc_section(folder: Path, edges: dict[str, Any], settings: Settings) -> Section:
+    table = pd.DataFrame(
+        [{"task": task, **row} for task, seeds in edges.items() for row in seeds[0]["ACDC"]]
+    )
+    table.to_csv(folder / "acdc.csv", index=False)
+    protocol = (
+        f"ACDC by KL divergence (nats) of {settings.acdc_pairs} pairs, resampled; faithfulness and "
+        f"KL of its circuits on {settings.test_pairs} others, draw 0."
+    )
+    return "ACDC", protocol, [table], []
+
+
+def _agreement_section(folder: Path, found: dict[str, Any], settings: Settings) -> Section:
+    table = pd.DataFrame(
+        [
+            {"task": task, "kind": kind, **row}
+            for task, kinds in found.items()
+            for kind, row in kinds.items()
+        ]
+    )
+    table.to_csv(folder / "agreement.csv", index=False)
+    protocol = (
+        "Pearson correlation with activation patching: a node alone is set to what it wrote in "
+        "the counterfactual run, the real model reacting. "
+        f"{settings.patched_prompts} pairs a task, all nodes of them together; of every kind the "
+        f"{settings.patched_nodes} in each sublayer whose write changed most. Metric: right logits "
+        "less wrong ones, of greater-than means of both. Neurons, heads, MLP outputs and tokens: "
+        "the model read by neurons and heads; features, Lorsa heads and errors: by transcoders and "
+        "Lorsa. Contrast and the held trace follow the reading at hand, the others are derivatives "
+        "in the real model. A score is the difference of what a node wrote times a derivative; of "
+        "`held trace` and gradient × activation what it wrote in the clean run, without the "
+        "counterfactual."
+    )
+    return "Agreement with activation patching", protocol, [table], []
+
+
+def _bases_section(folder: Path, found: dict[str, Any], settings: Settings) -> Section:
+    rows = [
+        {"task": task, "basis, score": name, "all nodes": kept["nodes"]}
+        | {size: row[0] for size, row in kept.items() if size != "nodes"}
+        | {"complement of 100": kept["100"][1], "errors of 100": kept["100"][2]}
+        for task, cases in found.items()
+        for name, kept in cases.items()
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "bases.csv", index=False)
+    pictures = [
+        curves(
+            f"{task}: circuits of nodes in two bases",
+            {
+                name: [(int(size), row[0]) for size, row in kept.items() if size != "nodes"]
+                for name, kept in cases.items()
+            },
+            ("nodes of a run (logarithmic)", "share of the metric kept"),
+            high=1.2,
+            low=-0.2,
+            logarithmic=True,
+        )
+        for task, cases in found.items()
+    ]
+    protocol = (
+        "The share of the metric that the n strongest nodes of a run keep, "
+        f"{settings.basis_prompts} prompts a task, everything else set to the counterfactual run, "
+        "tokens kept. Nodes: heads and neurons, or heads, transcoder features and errors, of those "
+        "that differ between the runs (`all nodes`). Means of the metric are taken first. Metric "
+        "as above."
+    )
+    return "Neurons and transcoder features", protocol, [table], pictures
 
 
 def _circuit_section(folder: Path, task: str, found: dict[str, Any], settings: Settings) -> Section:
@@ -150,9 +271,9 @@ def _cross_section(folder: Path, cross: dict[str, Any], settings: Settings) -> S
     kept.to_csv(folder / "cross-faithfulness.csv", index=False)
     alike.to_csv(folder / "overlap.csv", index=False)
     protocol = (
-        f"Circuits of the contrast's top tenth of edges, draw 0, {settings.pairs} pairs. First: "
-        "the share of the row's metric that the column's circuit keeps. Second: edges of both over "
-        "edges of either."
+        "Circuits of the contrast's top tenth of edges, draw 0, on "
+        f"{settings.test_pairs} pairs. First: the share of the row's metric that the column's "
+        "circuit keeps. Second: edges of both over edges of either."
     )
     return "Circuits across tasks", protocol, [kept, alike], []
 

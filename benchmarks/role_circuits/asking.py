@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.tasks.counterfactuals import RULES, Counterfactual
+from benchmarks.tasks.text_pair import TextPair, token_ids
+from benchmarks.tasks.texts import text_pairs
 from benchmarks.tasks.vocabulary import spell
 from circuits.contrasting import contrasted
 from replacement.model import ReplacementModel
@@ -46,12 +48,18 @@ class Asked:
         return {**{name: [pos] for name, pos in self.roles.items()}, "other": rest}
 
 
-def ask(model: ReplacementModel, task: str, count: int, *, seed: int = 0) -> list[Asked]:
+def ask(
+    model: ReplacementModel, task: str, count: int, *, seed: int = 0, published: bool = False
+) -> list[Asked]:
     """Return so many prompts of a task as targets, each beside its counterfactual.
 
-    Prompts with words that are not one token of the model's tokenizer are left out. Raises
+    Prompts with words that are not one token of the model's tokenizer are left out. `published`:
+    the texts of `benchmarks.tasks.texts`, with a BOS in front where the authors put one. Raises
     KeyError for an unknown task, ValueError "vocabulary not present" where hardly any is left.
     """
+    if published:
+        texts = text_pairs(task, model.tokenizer, count, seed=seed)
+        return [_asked_text(model, one) for one in texts]
     rng, found = random.Random(f"role circuits/{seed}/{task}"), []
     for _ in range(DRAWS * count):
         if len(found) == count:
@@ -87,10 +95,22 @@ def _asked(model: ReplacementModel, one: Counterfactual) -> Asked:
     for name, places in one.roles.items():
         if name != "CHANGED" and len(places) == 1 and places[0] not in roles.values():
             roles[name] = places[0]
-    right, wrong = _mean(clean, one.right), _mean(clean, one.wrong)
+    right, wrong = (_mean(clean, list(map(spell, words))) for words in (one.right, one.wrong))
     return Asked(right - wrong, run(one.corrupt), roles, one.right[0])
 
 
-def _mean(run: Run, words: Sequence[str]) -> Target:
-    first, *rest = (run.logit(spell(word)) for word in words)
-    return sum(rest, start=first) / len(words)
+def _asked_text(model: ReplacementModel, one: TextPair) -> Asked:
+    tokenizer: Any = model.tokenizer
+    start = [tokenizer.bos_token_id] if one.bos else []
+    clean, other = (
+        model.run([*start, *token_ids(text, tokenizer)]) for text in (one.clean, one.corrupt)
+    )
+    found = one.positions(tokenizer, bos=one.bos)
+    roles = {name: pos for name, pos in found.items() if pos != found["END"]}
+    target = _mean(clean, one.right) - _mean(clean, one.wrong)
+    return Asked(target, other, roles | {"END": found["END"]}, one.right[0])
+
+
+def _mean(run: Run, tokens: Sequence[str]) -> Target:
+    first, *rest = (run.logit(token) for token in tokens)
+    return sum(rest, start=first) / len(tokens)

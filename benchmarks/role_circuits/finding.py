@@ -52,13 +52,20 @@ def averages(asked: list[Asked], *, max_nodes: int = 1000) -> tuple[AverageCircu
     return written, changed
 
 
-def find(model: ReplacementModel, task: str, prompts: int = 24, *, seed: int = 0) -> Found:
-    """Return a task's circuit in a model; raises as `ask`.
+def find(
+    model: ReplacementModel,
+    task: str,
+    prompts: int = 24,
+    *,
+    seed: int = 0,
+    published: bool = False,
+) -> Found:
+    """Return a task's circuit in a model; arguments and errors as of `ask`.
 
     Prompts that are traced, give the means that other nodes are set to, choose the size, and give
     the figures are different ones, but for the traced ones, which are part of the means as well.
     """
-    asked = ask(model, task, 3 * prompts + CHOSEN_BY, seed=seed)
+    asked = ask(model, task, 3 * prompts + CHOSEN_BY, seed=seed, published=published)
     traced, means = asked[:prompts], asked[: 2 * prompts]
     choosing, fresh = asked[2 * prompts : -prompts], asked[-prompts:]
     written, changed = averages(traced)

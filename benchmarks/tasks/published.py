@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+SHAPES = {"gpt2-small": (12, 12), "attn-only-4l": (4, 8)}
+
 
 @dataclass(frozen=True)
 class PublishedCircuit:
@@ -24,6 +26,11 @@ class PublishedCircuit:
     """From group (or head) to group, and by which of q, k, v, where the source says."""
     n_edges: int | None = None
     """Edges of the source's own graph that its groups stand for."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers, and heads of each, of the model it is of."""
+        return SHAPES[self.model]
 
     @property
     def heads(self) -> frozenset[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Published tasks for models with an ordinary tokenizer: docstring, sequences, gendered pronoun.
+"""Published tasks for models with an ordinary tokenizer, by name.
 
 The bundled model's vocabulary does not hold their words. Lists are filtered by the tokenizer at
 hand: what is drawn is one token, and both texts of a pair are of one length.
@@ -14,32 +14,25 @@ hand: what is drawn is one token, and both texts of a pair are of one length.
   front of the gap. Metric: logit(next) − logit(last member). Nouns: five of theirs and ours.
 * gendered_pronoun (Mathwin et al. 2023): "So Mary is such a really great friend, isn't" she.
   Corrupt: "That person is …". Metric: logit of the right pronoun − the other's.
+* ioi, greater_than, sva_…: sentences.py.
 """
 
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from benchmarks.edges.pairs import Pairs
+from benchmarks.tasks.sentences import SENTENCES
+from benchmarks.tasks.text_pair import TextPair, Words, split_words, token_ids
 from benchmarks.tasks.vocabulary import IOI_NAMES
 from replacement.prompts import single_token
 
-Words = Callable[[Sequence[str]], list[str]]
-"""Of a list, what is one token with a space in front."""
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-ARGUMENTS: Final = _words(
+ARGUMENTS: Final = split_words(
     """
     data name file value test new result line user key default request path output node item url
     model response text version function log string field start number values index error
@@ -51,7 +44,7 @@ ARGUMENTS: Final = _words(
     root
     """
 )
-NOUNS: Final = _words(
+NOUNS: Final = split_words(
     """
     price control cost issue process position course minute education type research subject girl
     age father force act matter health street patient class mind church condition paper bank
@@ -67,36 +60,22 @@ THINGS: Final = ("Van", "Hat", "Ring", "Desk", "Sun", "Lamp", "Book", "Ball", "C
 MEMBERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "numerals": tuple(str(number) for number in range(1, 13)),
-        "number_words": _words("one two three four five six seven eight nine ten eleven twelve"),
-        "months": _words(
+        "number_words": split_words(
+            "one two three four five six seven eight nine ten eleven twelve"
+        ),
+        "months": split_words(
             "January February March April May June July August September October November December"
         ),
     }
 )
 FEMALE: Final = frozenset(
-    _words(
+    split_words(
         """
         Mary Alice Sarah Emma Anna Laura Julia Rachel Helen Susan Kate Lucy Jane Amy Ruth Clara Nina
         Diana Maria Rose Grace Linda
         """
     )
 )
-
-
-@dataclass(frozen=True)
-class TextPair:
-    """A text and its counterfactual, cut where the answer is predicted."""
-
-    task: str
-    clean: str
-    corrupt: str
-    right: str
-    wrong: tuple[str, ...]
-
-    def largest_wrong(self, logits: Float[Tensor, " d_vocab"], tokenizer: Any) -> Float[Tensor, ""]:
-        """Return logit(right) − the largest of the wrong ones: docstring's published metric."""
-        number = [single_token(word, tokenizer, len(logits)) for word in (self.right, *self.wrong)]
-        return logits[number[0]] - logits[number[1:]].max()
 
 
 def docstring(rng: random.Random, words: Words) -> TextPair:
@@ -121,7 +100,7 @@ def docstring(rng: random.Random, words: Words) -> TextPair:
         "docstring",
         text(matching, matching[:-1]),
         text(other_def, other_doc),
-        f" {right}",
+        (f" {right}",),
         tuple(f" {argument}" for argument in drawn if argument != right),
     )
 
@@ -143,7 +122,7 @@ def _sequence(kind: str) -> Callable[[random.Random, Words], TextPair]:
             done = [f"{thing} done in {one}." for thing, one in zip(things, shown, strict=False)]
             return " ".join([*done, f"{things[4]} done in"])
 
-        return TextPair(kind, text(run[:4]), text(others), f" {run[4]}", (f" {run[3]}",))
+        return TextPair(kind, text(run[:4]), text(others), (f" {run[4]}",), (f" {run[3]}",))
 
     return draw
 
@@ -153,7 +132,9 @@ def gendered_pronoun(rng: random.Random, words: Words) -> TextPair:
     name = rng.choice(words(IOI_NAMES))
     right, wrong = (" she", " he") if name in FEMALE else (" he", " she")
     rest = "is such a really great friend, isn't"
-    return TextPair("gendered_pronoun", f"So {name} {rest}", f"That person {rest}", right, (wrong,))
+    return TextPair(
+        "gendered_pronoun", f"So {name} {rest}", f"That person {rest}", (right,), (wrong,)
+    )
 
 
 TEXTS: Final[Mapping[str, Callable[[random.Random, Words], TextPair]]] = MappingProxyType(
@@ -161,6 +142,7 @@ TEXTS: Final[Mapping[str, Callable[[random.Random, Words], TextPair]]] = Mapping
         "docstring": docstring,
         **{kind: _sequence(kind) for kind in MEMBERS},
         "gendered_pronoun": gendered_pronoun,
+        **SENTENCES,
     }
 )
 """Each task's draw."""
@@ -173,10 +155,11 @@ def text_pairs(task: str, tokenizer: Any, count: int, *, seed: int = 0) -> list[
     single tokens.
     """
     rng, known = random.Random(f"texts/{seed}/{task}"), {}
+    is_one = cache(lambda text: _is_one(text, tokenizer))
 
     def words(listed: Sequence[str]) -> list[str]:
         if listed not in known:
-            known[listed] = [word for word in listed if _is_one(f" {word}", tokenizer)]
+            known[listed] = [word for word in listed if is_one(f" {word}")]
         return known[listed]
 
     found: list[TextPair] = []
@@ -185,7 +168,7 @@ def text_pairs(task: str, tokenizer: Any, count: int, *, seed: int = 0) -> list[
             one = TEXTS[task](rng, words)
         except (ValueError, IndexError):  # fewer words than are drawn
             break
-        if _reads(one, tokenizer):
+        if _reads(one, tokenizer) and all(map(is_one, (*one.right, *one.wrong))):
             found.append(one)
         if len(found) == count:
             return found
@@ -199,35 +182,40 @@ def pairs_of_texts(chosen: Sequence[TextPair], tokenizer: Any, d_vocab: int, *, 
     """Return pairs of one task as a batch, with the tokenizer's BOS in front or without."""
     start = [tokenizer.bos_token_id] if bos else []
     clean, corrupt = (
-        [start + _ids(getattr(one, side), tokenizer) for one in chosen]
+        [start + token_ids(getattr(one, side), tokenizer) for one in chosen]
         for side in ("clean", "corrupt")
     )
     longest, pad = max(map(len, clean)), clean[0][:1]
-    weights = torch.zeros(len(chosen), d_vocab)
+    weights, number = torch.zeros(len(chosen), d_vocab), _numbers(tokenizer, d_vocab)
     for row, one in enumerate(chosen):
-        weights[row, single_token(one.right, tokenizer, d_vocab)] = 1.0
-        for word in one.wrong:
-            weights[row, single_token(word, tokenizer, d_vocab)] = -1 / len(one.wrong)
+        for words, sign in ((one.right, 1.0), (one.wrong, -1.0)):
+            share = sign if one.probability else sign / len(words)
+            weights[row, [number(word) for word in words]] = share
     return Pairs(
         clean=torch.tensor([ids + pad * (longest - len(ids)) for ids in clean]),
         corrupt=torch.tensor([ids + pad * (longest - len(ids)) for ids in corrupt]),
         end=torch.tensor([len(ids) - 1 for ids in clean]),
         weights=weights,
+        probability=chosen[0].probability,
     )
 
 
-def _ids(text: str, tokenizer: Any) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+def _numbers(tokenizer: Any, d_vocab: int) -> Callable[[str], int]:
+    return cache(lambda word: single_token(word, tokenizer, d_vocab))
 
 
 def _is_one(text: str, tokenizer: Any) -> bool:
-    ids = _ids(text, tokenizer)
+    ids = token_ids(text, tokenizer)
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
 def _reads(one: TextPair, tokenizer: Any) -> bool:
-    """Whether both texts are known and of one length, and all answers are single tokens."""
-    clean, corrupt = _ids(one.clean, tokenizer), _ids(one.corrupt, tokenizer)
-
-    answers = all(_is_one(word, tokenizer) for word in (one.right, *one.wrong))
-    return len(clean) == len(corrupt) and tokenizer.unk_token_id not in clean + corrupt and answers
+    """Whether both texts are known and of one length, and roles are single tokens."""
+    clean, corrupt = token_ids(one.clean, tokenizer), token_ids(one.corrupt, tokenizer)
+    known = tokenizer.unk_token_id not in clean + corrupt
+    stretches = [(one.clean[:start], one.clean[:end]) for start, end in one.roles.values()]
+    single = all(
+        len(token_ids(longer, tokenizer)) == len(token_ids(text, tokenizer)) + 1
+        for text, longer in stretches
+    )
+    return len(clean) == len(corrupt) and known and single

@@ -6,7 +6,7 @@ single-edge patching.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
@@ -21,6 +21,7 @@ from benchmarks.truth.measure import (
     FEW,
     RULES,
     TOLERANCE,
+    VARIANTS,
     Measured,
     flows_by_method,
     measured,
@@ -29,11 +30,6 @@ from benchmarks.truth.measure import (
 from benchmarks.truth.others import METHODS
 from benchmarks.truth.programs import GROUPS
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"rotated": False, "dummies": 0},
-    "rotated": {"rotated": True, "dummies": 0},
-    "rotated, dummies": {"rotated": True, "dummies": 2},
-}
 SHOWN = ("contrast qk 0.75 pv 0.25", *METHODS)
 """Methods whose scores of every edge are written."""
 

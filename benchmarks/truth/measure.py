@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,6 +43,14 @@ RULES: Mapping[str, SecantRule] = {
 here: these norms divide by a constant, and no MLP is gated."""
 FEW = {name: RULES[name] for name in ("qk 0.5 pv 0.5", "qk 0.75 pv 0.75", "qk 0.75 pv 0.25")}
 """The mean of both orders and two that lean: enough where only the basis is another."""
+
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {"rotated": False, "dummies": 0},
+    "rotated": {"rotated": True, "dummies": 0},
+    "rotated, dummies": {"rotated": True, "dummies": 2},
+}
+"""By name: how a program is built."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def published_flows(
     """Return what every method gives each edge for each pair, in the order of our edges."""
     model = EdgeModel(components.model)
     order = edge_order(model.graph, components)
-    asked = [batch_of(pair, components.model.weights.d_vocab) for pair in pairs]
+    asked = [batch_of([pair], components.model.weights.d_vocab) for pair in pairs]
     return {
         name: torch.stack([method(model, one)[order] for one in asked])
         for name, method in METHODS.items()
@@ -48,10 +48,15 @@ def edge_order(graph: EdgeGraph, components: ComponentModel) -> list[int]:
     return [place[edge] for edge in components.edges]
 
 
-def batch_of(pair: Pair, d_vocab: int) -> Pairs:
-    """Return a pair as a batch of one."""
-    weights = torch.zeros(1, d_vocab, dtype=torch.float64)
-    for token, weight in pair.target.items():
-        weights[0, token] = weight
-    end = torch.tensor([len(pair.clean) - 1])
-    return Pairs(torch.tensor([pair.clean]), torch.tensor([pair.other]), end, weights)
+def batch_of(pairs: Sequence[Pair], d_vocab: int) -> Pairs:
+    """Return pairs as one batch."""
+    weights = torch.zeros(len(pairs), d_vocab, dtype=torch.float64)
+    for row, pair in enumerate(pairs):
+        weights[row, list(pair.target)] = weights.new_tensor(list(pair.target.values()))
+    longest = max(len(pair.clean) for pair in pairs)
+    clean, other = (
+        torch.tensor([ids + [0] * (longest - len(ids)) for ids in side])
+        for side in zip(*((pair.clean, pair.other) for pair in pairs), strict=True)
+    )
+    end = torch.tensor([len(pair.clean) - 1 for pair in pairs])
+    return Pairs(clean, other, end, weights)

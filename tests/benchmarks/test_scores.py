@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.scores import (
     MIB_GRID,
+    area_intervals,
     average_precision,
     bootstrap_interval,
     bootstrap_jaccard,
@@ -138,3 +140,31 @@ def test_resampled_circuits_are_alike_where_pairs_agree() -> None:
     noise = torch.randn(30, 200, generator=torch.Generator().manual_seed(1))
     assert bootstrap_jaccard(noise, 5) < 0.5
     assert bootstrap_jaccard(noise, 200) == 1
+
+
+def test_the_front_is_what_no_point_beats_in_both_rates() -> None:
+    """Against the definition, point by point, with ties in either rate."""
+    source = np.random.default_rng(0)
+    for _ in range(30):
+        points = [(float(x), float(y)) for x, y in source.integers(0, 6, size=(12, 2)) / 5]
+        kept = {(x, y) for x, y in points if not any(a < x and b > y for a, b in points)}
+        assert pareto(points) == sorted(kept)
+
+
+def test_intervals_are_of_areas_over_drawn_edges() -> None:
+    source = torch.Generator().manual_seed(0)
+    truth = torch.arange(200) < 20
+    scores = torch.randn(200, generator=source) + 1.5 * truth
+    found = area_intervals(scores, truth)
+    draws = np.random.default_rng(1)
+    slow: dict[str, list[float]] = {"pessimistic area": [], "average precision": []}
+    for _ in range(300):
+        rows = torch.tensor(np.r_[draws.integers(0, 20, 20), draws.integers(20, 200, 180)])
+        slow["pessimistic area"].append(pessimistic_area(roc_points(scores[rows], truth[rows])))
+        slow["average precision"].append(average_precision(scores[rows], truth[rows]))
+    for name, (low, high) in found.items():
+        assert low == pytest.approx(np.percentile(slow[name], 2.5), abs=0.04), name
+        assert high == pytest.approx(np.percentile(slow[name], 97.5), abs=0.04), name
+    assert found == area_intervals(scores, truth)
+    perfect = area_intervals(truth.float(), truth)
+    assert set(perfect.values()) == {(1.0, 1.0)}

@@ -9,11 +9,13 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks.baselines import relp
+from benchmarks.baselines import exhaustive_edges, relp
 from benchmarks.edges import EdgeModel
 from benchmarks.scores import TIES, pessimistic_area, roc_points, trapezoid_area
 from benchmarks.truth import __main__ as command
+from benchmarks.truth import heads
 from benchmarks.truth.compare import contrast_flows, held_flows, target_of
+from benchmarks.truth.heads import discrete_rows
 from benchmarks.truth.measure import FEW, RECOMMENDED, RULES, Measured, larger, measured
 from benchmarks.truth.others import METHODS, batch_of, edge_order, published_flows
 from benchmarks.truth.program import Recipe
@@ -124,7 +126,7 @@ def test_relp_is_eap_here(name: str) -> None:
     patterns held it differs, but only where attention is not decided."""
     of = measured(PROGRAMS[name].build(rotated=True, count=1), [])
     model, (pair,) = EdgeModel(of.components.model), of.program.pairs
-    batch = batch_of(pair, model.weights.d_vocab)
+    batch = batch_of([pair], model.weights.d_vocab)
     eap = METHODS["EAP"](model, batch)
     torch.testing.assert_close(relp(model, batch), eap, rtol=1e-9, atol=1e-9)
     assert eap.abs().max() > 1
@@ -189,3 +191,37 @@ def test_the_document_shows_the_stored_results() -> None:
         for method, cell in zip(head[1:], cells, strict=True):
             areas = worst.loc[program.strip("`"), NAMED.get(method, method)].to_numpy()
             assert cell == f"{areas[0]:.2f} ({areas[1]:.2f})".replace("1.00 (1.00)", "1")
+
+
+def test_discrete_codes_are_judged_by_true_edges_and_true_heads() -> None:
+    """Dummy heads are false; the method's edges from anything but heads score nothing."""
+    of = measured(PROGRAMS["induction"].build(rotated=True, dummies=2, count=4), ["resample"])
+    edges, by_head, by_pairs = discrete_rows(of)
+    assert (edges["edges"], edges["true"]) == (75, 5)
+    assert edges["roc_auc"] < 0.9, "four of the five come from the input or end at the output"
+    assert (by_head["edges"], by_head["true"]) == (by_pairs["edges"], by_pairs["true"]) == (6, 2)
+    plain = measured(PROGRAMS["induction"].build(count=4), ["resample"])
+    assert "roc_auc" not in discrete_rows(plain)[1], "all heads are true: nothing to rank"
+
+
+def test_pairs_of_heads_are_in_the_order_of_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What patching gives in place of pairs, in the order of the component graph, ranks all."""
+    of = measured(PROGRAMS["induction"].build(rotated=True, dummies=2, count=3), ["resample"])
+    model, d_vocab = EdgeModel(of.components.model), of.program.model.config.vocab_size
+    patched = [exhaustive_edges(model, batch_of([pair], d_vocab)) for pair in of.program.pairs]
+    scores = torch.stack(patched).abs().mean(0)
+    monkeypatch.setattr(heads, "pair_edges", lambda *_: scores)
+    assert discrete_rows(of)[0]["roc_auc"] == 1
+
+
+def test_several_pairs_are_one_batch() -> None:
+    program = PROGRAMS["reverse"].build(count=6)
+    d_vocab = program.model.config.vocab_size
+    batch = batch_of(program.pairs, d_vocab)
+    assert len({len(pair.clean) for pair in program.pairs}) > 1, "of different lengths"
+    for row, pair in enumerate(program.pairs):
+        (one,) = [batch_of([pair], d_vocab)]
+        end = int(batch.end[row])
+        assert batch.clean[row, : end + 1].tolist() == pair.clean == one.clean[0].tolist()
+        assert batch.corrupt[row, : end + 1].tolist() == pair.other
+        assert torch.equal(batch.weights[row], one.weights[0])
