@@ -8,6 +8,7 @@ before a run was killed is found by what is in the files, and kept.
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -86,11 +87,30 @@ class Ranks:
             *(int(os.environ.get(name, one)) for name, one in zip(names, "010", strict=True))
         )
 
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
     def device(self, asked: str | None) -> str | None:
         """Return the device to load on: ranks of one machine each take a GPU of their own."""
         if self.count == 1 or asked not in (None, "cuda") or not torch.cuda.is_available():
             return asked
         return f"cuda:{self.local % torch.cuda.device_count()}"
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Give which process this is, joined with the others of torchrun, if there are any."""
+    ranks = Ranks.of_environment()
+    ours = ranks.count > 1 and not dist.is_initialized()
+    if ours:
+        dist.init_process_group(timeout=WAIT)
+    try:
+        yield ranks
+    finally:
+        if ours:
+            dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -178,21 +198,19 @@ def trace_lines(
     check_rule(threshold, "absolute", edges)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"-o {folder}: is a file; give a folder, which is made if needed.")
-    ranks = Ranks.of_environment()
     job = _Job(model, folder, threshold, max_nodes, edges)
-    if ranks.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        job.tidy(lines)
-    if ranks.count > 1:
-        dist.init_process_group(timeout=WAIT)  # waits until rank 0 has tidied
-    mine = lines[ranks.rank :: ranks.count]
-    bar = tqdm(mine, desc="prompts", disable=not progress or ranks.rank > 0)
-    found = [job.row_of(line) for line in bar]
-    if ranks.count > 1:
-        shares: list[Any] = [None] * ranks.count
-        dist.all_gather_object(shares, found)
-        dist.destroy_process_group()
-        found = [row for share in shares for row in share]
+    with joined() as ranks:
+        if ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            job.tidy(lines)
+        ranks.wait()
+        mine = lines[ranks.rank :: ranks.count]
+        bar = tqdm(mine, desc="prompts", disable=not progress or ranks.rank > 0)
+        found = [job.row_of(line) for line in bar]
+        if ranks.count > 1:
+            shares: list[Any] = [None] * ranks.count
+            dist.all_gather_object(shares, found)
+            found = [row for share in shares for row in share]
     found.sort(key=lambda made: made[0]["line"])
     rows = [row for row, _ in found]
     if ranks.rank == 0:
