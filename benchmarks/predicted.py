@@ -1,11 +1,12 @@
 """How well what a circuit says of single nodes predicts what the real model does without them.
 
 Each interior node and error of `trace`'s circuit is set to 0 in the free model, one at a time.
-Reported is Spearman's correlation over the nodes of a prompt between the measured change and three
-predictions: the trace's attribution, the ungated one, and gradient × activation in the free model;
-means over held-out prompts with bootstrap intervals.
+Reported is Spearman's correlation over the nodes of a prompt between the measured change and four
+predictions: the trace's attribution, the ungated one, and gradient × activation in the free model,
+also with the denominators of norms held; means over held-out prompts with bootstrap intervals.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from benchmarks.selection.prompts import ROLES, Asked, asked, prompts
 from benchmarks.selection.rules import free_gradients, products
 from circuits import load, trace
 from circuits.testing import agreement, as_nodes, tested_nodes
+from replacement.edits import Node
 from replacement.edits.running import free_knock_outs
 
 SOURCES = ("token", "position")
@@ -35,18 +37,24 @@ def correlations(one: Asked) -> dict[str, float]:
         rows = rows.loc[~rows["kind"].isin(SOURCES)]
         nodes = as_nodes(rows)
         free = (free_knock_outs(one.target, nodes) - one.target.value).numpy()
-        gradient = products(one.run, free_gradients(one))
-    told = []
+        predictions = {
+            "attribution": -rows["attribution"],
+            "ungated": -rows["ungated"],
+            "gradient × activation": told(one, nodes, hold_norms=False),
+            "… with norms held": told(one, nodes, hold_norms=True),
+        }
+    return {name: agreement(one, free)["spearman"] for name, one in predictions.items()}
+
+
+def told(one: Asked, nodes: Sequence[Node], *, hold_norms: bool) -> list[float]:
+    """Return minus gradient × activation of nodes in the free model."""
+    gradient = products(one.run, free_gradients(one, hold_norms=hold_norms))
+    found = []
     for node in nodes:
         error = node.kind == "error"
         part = gradient[node.layer, node.sublayer, "error" if error else "nodes"]
-        told.append(-float(part[node.pos, 0 if error else node.index]))
-    predictions = {
-        "attribution": -rows["attribution"],
-        "ungated": -rows["ungated"],
-        "gradient × activation": told,
-    }
-    return {name: agreement(one, free)["spearman"] for name, one in predictions.items()}
+        found.append(-float(part[node.pos, 0 if error else node.index]))
+    return found
 
 
 def measure(task: str, attention: str, mlp: str, count: int) -> dict[str, list[float]]:

@@ -1,9 +1,9 @@
 """The circuit of many prompts: means that still add up, their spread, how many have them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ from circuits.summing import KEYS, SUMMED
 from graphs.graph import Graph
 from graphs.nodes import INTERIOR, KINDS, LEAVES, SOURCES, SUBLAYERS, edge_table, node_table
 from graphs.pruning import prune
+
+if TYPE_CHECKING:
+    from circuits.average_faithfulness import AverageFaithfulness
 
 ORDER = (SOURCES, INTERIOR, ("target",), LEAVES)
 """Rows of the node table, as a trace orders them."""
@@ -84,6 +87,63 @@ class AverageCircuit(Circuit):
         columns = ["kind", "layer", "sublayer", "pos", "index"]
         whole = pd.concat(parts) if parts else table[:0]
         return whole[columns].reset_index()
+
+    def faithfulness(
+        self,
+        prompts: Iterable[Any],
+        reference: Iterable[Any] | None = None,
+        *,
+        model: Any = None,
+        roles: Any = None,
+        shares: Any = None,
+        progress: bool = True,
+    ) -> "AverageFaithfulness":
+        """Return what of the targets of prompts is left with only this circuit, and without it.
+
+        In each prompt, in the real model, everything that is not a node of the circuit at a
+        position of its role is set to its mean over `reference` at that role, errors and features
+        that are not active too. Errors are nodes of the circuit where they are as strong as its
+        threshold's share of the value; a node of the circuit that is not active stays so.
+
+        `prompts` and `reference`: targets or rows as in `trace_many`, with `model` and `roles` as
+        there; best ones that the circuit was not made of. `reference` is `prompts` by default.
+        `shares` of the circuit's nodes, strongest first, make the curve.
+
+        Raises TypeError or ValueError for prompts of another model, contrasts, or roles of which
+        there is no mean.
+
+        >>> from circuits import load, trace_many
+        >>> model = load("four-tasks", attention="heads")
+        >>> text = "When {} and {} went to the store, {} gave a drink to"
+        >>> def rows(names):
+        ...     return [
+        ...         {
+        ...             "prompt": text.format(a, b, b),
+        ...             "explain": f" {a}",
+        ...             "minus": f" {b}",
+        ...             "roles": {"IO": 2, "S1": 4, "S2": 10, "END": 14},
+        ...         }
+        ...         for one, other in names
+        ...         for a, b in ((one, other), (other, one))
+        ...     ]
+        >>> seen = rows([("Mary", "John"), ("Alice", "Peter"), ("Lucy", "Kevin")])
+        >>> mean = trace_many(seen, model=model, progress=False)
+        >>> held_out = rows([("Anna", "Paul"), ("Laura", "Tom")])
+        >>> result = mean.faithfulness(held_out, model=model, progress=False)
+        >>> result.faithfulness > 0.5 > abs(result.complement_share)
+        True
+        """
+        from circuits.average_faithfulness import average_faithfulness
+
+        return average_faithfulness(
+            self,
+            prompts,
+            reference,
+            model=model,
+            roles=roles,
+            shares=shares,
+            progress=progress,
+        )
 
     def attach(self, model: Any) -> NoReturn:
         """Raise ValueError: there is no one run to attach."""

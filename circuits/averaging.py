@@ -8,9 +8,9 @@ import hashlib
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,14 +20,13 @@ from attribution.plan import check_bound
 from attribution.sweep import GateRule
 from circuits.average import AverageCircuit, average_of, merge
 from circuits.circuit import Circuit
-from circuits.contrasting import contrasted
-from circuits.many import target_of
+from circuits.items import Item, items_of
 from circuits.parquet import database, read_table, whole_folder, write_table
-from circuits.roles import POSITIONS, roles_by_position
+from circuits.ranks import Ranks, joined
+from circuits.roles import POSITIONS
 from circuits.summing import sums_of
 from circuits.tracer import check_rule, trace
 from graphs.files.atomic import write_whole
-from replacement.secant import RunPair
 from replacement.target import Target
 
 REST = "other"
@@ -45,23 +44,7 @@ OF_TRACE = (
     "versions",
 )
 """What is the same for all prompts."""
-_NAMES = ("prompt", "explain", "minus", "against", "roles")
-_ROW = (
-    'A row is for instance {"prompt": "Mary and John went", "explain": " to", "minus": " in", '
-    '"roles": {"IO": 1, "END": -1}}; minus, roles and against (a counterfactual) may be left out.'
-)
-
-
 _PARTS = ["token", "position", "error", "bias", "pruned", "switch"]
-
-
-class _Item(NamedTuple):
-    """One thing to trace: what it is, without having run it, and how to make its target."""
-
-    digest: str
-    target: Callable[[], Target]
-    roles: Any
-    model: Any
 
 
 def trace_many(
@@ -110,6 +93,9 @@ def trace_many(
     block
         So many prompts are summed at once in memory.
 
+    Under torchrun every process makes the same call, with a `folder`, and traces its share of the
+    blocks; what comes out is the same, in all. Rows are run by the process that traces them alone.
+
     Raises
     ------
     TypeError, ValueError
@@ -139,108 +125,77 @@ def trace_many(
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
         raise ValueError(f"trace_many(block={block!r}): how many prompts at once, 1 or more.")
     options = {"threshold": threshold, "gate": gate, "max_nodes": max_nodes, "rest": rest}
-    with tempfile.TemporaryDirectory() as temporary:
-        kept_in = Path(temporary if folder is None else folder)
-        job = _Job(kept_in, options, roles, block)
-        bar = tqdm(items, desc="prompts", disable=not progress)
-        job.add_all(_numbered(bar, model))
-        merge(job.folder)
+    with tempfile.TemporaryDirectory() as temporary, joined() as ranks:
+        if ranks.count > 1 and folder is None:
+            raise ValueError(
+                f"trace_many(folder=None): {ranks.count} processes share the prompts. Give a "
+                "folder that all of them see."
+            )
+        job = _Job(Path(temporary if folder is None else folder), options, roles, block, ranks)
+        bar = tqdm(items, desc="prompts", disable=not progress or ranks.rank > 0)
+        job.add_all(items_of(bar, model))
+        ranks.wait()
+        if not ranks.rank:
+            merge(job.folder)
+        ranks.wait()
         return average_of(job.folder, min_share)
 
 
-def _numbered(items: Iterable[Any], model: Any) -> Iterator[_Item]:
-    """Items as what is done with them; errors say which of them it is."""
-    for number, item in enumerate(items):
-        if isinstance(item, Target):
-            yield _of_target(item)
-        elif isinstance(item, Mapping):
-            yield _of_row(item, model, number)
-        else:
-            raise TypeError(
-                f"item {number} is a {type(item).__name__}: {item!r:.60}. A target is needed, or a "
-                f"row. {_ROW}"
-            )
-
-
-def _of_target(target: Target) -> _Item:
-    run = target.run
-    facts: list[Any] = [run.token_ids.tolist(), run.errors]
-    if isinstance(run, RunPair):
-        facts.append(run.other.token_ids.tolist())
-    facts.append([term.as_data() for term in target.terms])
-    return _Item(_digest(facts), lambda: target, None, run.model)
-
-
-def _of_row(row: Mapping[str, Any], model: Any, number: int) -> _Item:
-    wrong = [name for name in row if name not in _NAMES]
-    missing = [name for name in ("prompt", "explain") if row.get(name) is None]
-    if wrong or missing:
-        what = f"no {missing[0]!r}" if missing else f"an unknown {wrong[0]!r}"
-        raise ValueError(f"item {number} has {what}. {_ROW}")
-    if model is None:
-        raise ValueError(
-            f"item {number} is a row, which a model must run. Give trace_many(..., model=model)."
-        )
-
-    def made() -> Target:
-        target = target_of(model.run(row["prompt"]), row["explain"], row.get("minus"))
-        return target if row.get("against") is None else contrasted(target, row["against"])
-
-    return _Item(_digest(dict(row)), made, row.get("roles"), model)
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
 class _Job:
-    """A folder of blocks, and what is asked of every prompt."""
+    """A folder of blocks, what is asked of every prompt, and which blocks this process makes."""
 
-    def __init__(self, folder: Path, options: dict[str, Any], roles: Any, block: int) -> None:
+    def __init__(
+        self, folder: Path, options: dict[str, Any], roles: Any, block: int, ranks: Ranks
+    ) -> None:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"trace_many(folder={str(folder)!r}): is a file; give a folder.")
         self.folder, self.options, self.roles, self.block = folder, options, roles, block
-        self.blocks = folder / "blocks"
+        self.ranks, self.blocks = ranks, folder / "blocks"
         self.blocks.mkdir(parents=True, exist_ok=True)
         self._hashed: tuple[Any, str] = (None, "")
 
-    def add_all(self, items: Iterator[_Item]) -> None:
+    def add_all(self, items: Iterator[Item]) -> None:
         """Trace all items that no block has yet."""
-        done = sorted(self.blocks.glob("block-*"))
+        done = {int(place.name.split("-")[1]): place for place in self.blocks.glob("block-*")}
         number = 0
-        for place in done:
-            digests = read_table(place / "prompts.parquet")["digest"].tolist()
-            for digest in digests:
-                item = next(items, None)
-                if item is None or item.digest != digest:
-                    raise ValueError(
-                        f"trace_many(folder={str(self.folder)!r}): prompt {number} in it is "
-                        f"{'not given' if item is None else 'another one than given'}. Give the "
-                        "same prompts in the same order (more may follow), or another folder."
-                    )
-                self._check(self._asked(item.model), number)
-                number += 1
-        count = len(done)
-        while given := list(self._traced(itertools.islice(items, self.block), number)):
-            self._write(self.blocks / f"block-{count:06}", given, number)
-            count, number = count + 1, number + len(given)
+        for block in itertools.count():
+            if block in done:
+                given = self._kept(done[block], items, number)
+            elif block % self.ranks.count == self.ranks.rank:
+                traced = list(self._traced(itertools.islice(items, self.block), number))
+                if traced:
+                    self._write(self.blocks / f"block-{block:06}", traced, number)
+                given = len(traced)
+            else:  # another rank's
+                given = sum(1 for _ in itertools.islice(items, self.block))
+            number += given
+            if not given and block >= max(done, default=-1):
+                break
         if not number:
             raise ValueError("trace_many: there are no prompts. Give one target or row or more.")
 
+    def _kept(self, place: Path, items: Iterator[Item], number: int) -> int:
+        """How many prompts a block has that are the next ones given; ValueError for others."""
+        digests = read_table(place / "prompts.parquet")["digest"].tolist()
+        for which, digest in enumerate(digests, start=number):
+            item = next(items, None)
+            if item is None or item.digest != digest:
+                raise ValueError(
+                    f"trace_many(folder={str(self.folder)!r}): prompt {which} in it is "
+                    f"{'not given' if item is None else 'another one than given'}. Give the "
+                    "same prompts in the same order (more may follow) and, after a job of several "
+                    "processes, the same block=, or another folder."
+                )
+            self._check(self._asked(item.model), which)
+        return len(digests)
+
     def _traced(
-        self, items: Iterable[_Item], number: int
+        self, items: Iterable[Item], number: int
     ) -> Iterator[tuple[str, Circuit, list[str]]]:
         names = ("threshold", "gate", "max_nodes")
         options = {name: self.options[name] for name in names}
         for item in items:
-            try:
-                target = item.target()
-                given = item.roles if item.roles is not None else self.roles
-                given = given(target.run) if callable(given) else given
-                roles = roles_by_position(target, given, self.options["rest"])
-            except (ValueError, TypeError, IndexError) as problem:
-                kind = TypeError if isinstance(problem, TypeError) else ValueError
-                raise kind(f"item {number}: {problem}") from None
+            target, roles, given = item.laid(self.roles, self.options["rest"], number)
             circuit = trace(target, **options, progress=False)
             length = len(circuit.meta["tokens"]) if given == POSITIONS else None
             of_trace = {name: circuit.meta[name] for name in OF_TRACE}

@@ -243,9 +243,11 @@ class Circuit:
         ablate: str | None = None,
         on: Any = None,
         roles: Any = None,
+        groups: Any = None,
         shares: Any = None,
         random: int = 8,
-        strongest: int = 32,
+        greedy: int = 2,
+        strongest: int = 16,
         seed: int = 0,
         batch: int | None = None,
         progress: bool = True,
@@ -263,9 +265,11 @@ class Circuit:
         Measured: f = (m(C) - m(∅)) / (m(M) - m(∅)) of the circuit, of its complement, and of the
         strongest nodes at rising `shares` of all active nodes and errors (MIB's by default; the
         circuit's own first by |attribution|, then the others by the ungated one; a share of 1 is
-        the whole model), with MIB's CPR and CMD; completeness on `random` halves of the circuit;
-        minimality of its `strongest` nodes. `on`: targets of other runs of equal length, whose
-        mean is measured instead of this one.
+        the whole model), with MIB's CPR and CMD; completeness without `random` halves of the
+        circuit, `groups` (as in `test`; by default the circuit's own, or the nodes of each
+        position) and up to `greedy` of the `strongest` nodes, searched for; minimality of the
+        `strongest`, with the worst set found likewise. `on`: targets of other runs of equal
+        length, whose mean is measured instead of this one.
 
         Raises ValueError for a circuit without a model or of a contrast, and for prompts, roles or
         numbers that make no sense.
@@ -278,25 +282,19 @@ class Circuit:
         >>> result.faithfulness > 0.9 > 0.1 > result.complement_share
         True
         """
-        from circuits.faithfulness import SHARES, check_measure, faithfulness_of
-        from circuits.references import ablation_of
+        from circuits.faithfulness import faithfulness_of
 
-        run = self._attached("faithfulness")
-        if "against" in self.meta:
-            raise ValueError(
-                "circuit.faithfulness(...): a contrast is of two runs. Trace one of them without "
-                'against=, and give the other as prompts= with ablate="resample".'
-            )
-        given = SHARES if shares is None else shares
-        check_measure(given, random, strongest, batch, on, ablate)
-        ablation = ablation_of(run, prompts, ablate, roles)
         return faithfulness_of(
             self.data,
-            run,
-            ablation,
+            self._attached("faithfulness"),
+            prompts,
+            ablate=ablate,
             on=on,
-            shares=given,
+            roles=roles,
+            groups=groups,
+            shares=shares,
             random=random,
+            greedy=greedy,
             strongest=strongest,
             seed=seed,
             batch=batch,

@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from attribution.sweep import sweep
-from circuits.references import Ablation, reference_of
+from circuits.references import Ablation, ablation_of, reference_of
+from circuits.removal import Removed, completeness_table, minimality_table, roles_of
 from circuits.testing import as_nodes, batches, names_of, rows_at_once, tested_nodes
+from graphs.files.charts import write_chart
 from graphs.graph import Graph
+from graphs.view.charts import chart
 from replacement.edits.keeping import RunNodes, Values, kept_values, nodes_of_run
 from replacement.held import FeatureNodes
 from replacement.run import Run
@@ -40,12 +44,17 @@ class Faithfulness:
     n_all: int
     """Active nodes and errors of the run."""
     curve: pd.DataFrame
-    """share, nodes, value, faithfulness: with only the strongest nodes, at rising numbers."""
+    """share, nodes, edges, value, faithfulness: with only the strongest nodes, at rising numbers.
+    edges: those of the circuit between nodes kept (tokens and the target stay); none where nodes
+    that the circuit lacks are kept, of which no edges are known."""
     completeness: pd.DataFrame
-    """removed, circuit, model, gap: random halves K of the circuit taken out of it and of the
-    model; gap = |m(C without K) - m(M without K)| as a share of m(M) - m(∅)."""
+    """kind, name, removed, circuit, model, gap: sets K taken out of the circuit and of the model;
+    gap = |m(C without K) - m(M without K)| as a share of m(M) - m(∅). kind: "random" halves of the
+    circuit, "role", and one "greedy" K that was searched for."""
     minimality: pd.DataFrame
-    """Indexed by node: name, value, gap: |m(C without v) - m(C)| likewise, strongest first."""
+    """Indexed by node, strongest first: name; alone: |m(C without v) - m(C)| likewise; gap:
+    |m(C without K and v) - m(C without K)| with the K found that makes it largest, of `removed`
+    nodes; without: what K is."""
 
     @property
     def faithfulness(self) -> float:
@@ -67,6 +76,21 @@ class Faithfulness:
         """MIB's circuit-model distance: ∫ |1 - f| dk. 0 is best."""
         return self._area(np.abs(1 - self._faithful))
 
+    def picture(self) -> str:
+        """Return what is recovered against the number of nodes as an SVG."""
+        return recovered(
+            self.curve["nodes"],
+            self._faithful,
+            {
+                "the circuit": (self.n_nodes, self.faithfulness),
+                "all but it": (max(self.n_all - self.n_nodes, 1), self.complement_share),
+            },
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture, .svg or .png (needs cairosvg), and return where."""
+        return write_chart(self.picture(), path)
+
     @property
     def _faithful(self) -> np.ndarray:
         return np.asarray(self.curve["faithfulness"], dtype=float)
@@ -78,7 +102,8 @@ class Faithfulness:
         return share_of(value, self.empty, self.model)
 
     def __repr__(self) -> str:
-        gaps = self.completeness["gap"]
+        kinds, gaps = self.completeness["kind"], self.completeness["gap"]
+        worst = ", ".join(f"{kind} {gaps[kinds.eq(kind)].max():.1%}" for kind in kinds.unique())
         return "\n".join(
             [
                 f"{self.n_nodes} of {self.n_all} nodes kept, the others ablated in the real model",
@@ -87,10 +112,30 @@ class Faithfulness:
                 f"  complement   {self.complement:10.4f}  {self.complement_share:8.1%}",
                 f"  nothing      {self.empty:10.4f}",
                 f"strongest nodes first: CPR {self.cpr:.3f}, CMD {self.cmd:.3f}",
-                f"half of the circuit taken out: differs from the model without it by "
-                f"{gaps.mean():.1%} on average, {gaps.max():.1%} at most",
+                f"complete? without the same nodes it differs from the model by at most: {worst}",
+                *self._minimal(),
             ]
         )
+
+    def _minimal(self) -> list[str]:
+        if self.minimality.empty:
+            return []
+        least = self.minimality["gap"].min()
+        return [f"minimal? each of the {len(self.minimality)} strongest matters by {least:.1%}"]
+
+
+def recovered(nodes: Any, faithful: Any, points: Mapping[str, tuple[int | float, float]]) -> str:
+    """Return a curve of faithfulness over numbers of nodes, and single points by name, as SVG."""
+    heights = [0.0, 1.0, *np.asarray(faithful)[np.isfinite(faithful)].tolist()]
+    return chart(
+        "What is left with so many nodes, all others ablated",
+        ("nodes kept", "share of the target"),
+        lines={"strongest first": list(zip(nodes, faithful, strict=True))},
+        dots={name: [point] for name, point in points.items()},
+        low=min(heights),
+        high=max(heights),
+        logarithmic=True,
+    )
 
 
 def share_of(value: Any, empty: float, model: float) -> Any:
@@ -103,17 +148,13 @@ def share_of(value: Any, empty: float, model: float) -> Any:
 
 
 def check_measure(
-    shares: Any, random: Any, strongest: Any, batch: Any, on: Any, ablate: Any
+    shares: Any, random: Any, greedy: Any, strongest: Any, batch: Any, on: Any, ablate: Any
 ) -> None:
     """Raise TypeError or ValueError for what `Circuit.faithfulness` cannot measure."""
     call = "circuit.faithfulness"
-    rising = isinstance(shares, Sequence) and len(shares) > 1 and sorted(set(shares)) == [*shares]
-    if not rising or not 0 < shares[0] <= shares[-1] <= 1:
-        raise ValueError(
-            f"{call}(shares={shares!r:.60}): rising shares of all nodes, two or more, above 0 and "
-            "at most 1."
-        )
-    for name, count, least in (("random", random, 1), ("strongest", strongest, 0)):
+    check_shares(call, shares)
+    counts = (("random", random, 1), ("greedy", greedy, 0), ("strongest", strongest, 0))
+    for name, count, least in counts:
         if not isinstance(count, int) or count < least:
             raise ValueError(f"{call}({name}={count!r}): a whole number, {least} or more.")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
@@ -131,26 +172,49 @@ def check_measure(
         )
 
 
+def check_shares(call: str, shares: Any) -> None:
+    """Raise ValueError for what are no rising shares of all nodes."""
+    rising = isinstance(shares, Sequence) and len(shares) > 1 and sorted(set(shares)) == [*shares]
+    if not rising or not 0 < shares[0] <= shares[-1] <= 1:
+        raise ValueError(
+            f"{call}(shares={shares!r:.60}): rising shares of all nodes, two or more, above 0 and "
+            "at most 1."
+        )
+
+
 def faithfulness_of(
     graph: Graph,
     run: Run,
-    ablation: Ablation,
+    prompts: Any,
     *,
+    ablate: str | None,
     on: Sequence[Target] | None,
-    shares: Sequence[float],
+    roles: Any,
+    groups: Any,
+    shares: Any,
     random: int,
+    greedy: int,
     strongest: int,
     seed: int,
     batch: int | None,
     progress: bool,
 ) -> Faithfulness:
     """Return how much of a target a circuit keeps alone; see `Circuit.faithfulness`."""
+    if "against" in graph.meta:
+        raise ValueError(
+            "circuit.faithfulness(...): a contrast is of two runs. Trace one of them without "
+            'against=, and give the other as prompts= with ablate="resample".'
+        )
+    shares = SHARES if shares is None else shares
+    check_measure(shares, random, greedy, strongest, batch, on, ablate)
     own = run.target(graph.meta["target"]["terms"])
     nodes, rows = nodes_of_run(run), tested_nodes(graph)
     found = [nodes.number(run, node) for node in as_nodes(rows)]
     members = {
         number: label for number, label in zip(found, rows.index, strict=True) if number >= 0
     }
+    plays = roles_of(graph, groups, members)
+    ablation = ablation_of(run, prompts, ablate, roles)
     circuit = np.zeros(len(nodes), dtype=bool)
     circuit[list(members)] = True
     if graph.meta.get("edges") == "direct":
@@ -158,21 +222,21 @@ def faithfulness_of(
     order = _order(graph, own, nodes, members)
     tops = [np.isin(np.arange(len(nodes)), order[: _count(share, len(nodes))]) for share in shares]
     source = np.random.default_rng(seed)
-    halves = [circuit & (source.random(len(nodes)) < 0.5) for _ in range(random)]
+    halves = [
+        frozenset(np.flatnonzero(circuit & (source.random(len(nodes)) < 0.5)).tolist())
+        for _ in range(random)
+    ]
     by_strength = [number for number in order.tolist() if number in members][:strongest]
-    singles = [_without(circuit, number) for number in by_strength]
-    sets = [(circuit, False), (~circuit, True), (np.zeros_like(circuit), False)]
-    sets += [(top, bool(top.all())) for top in tops]
-    sets += [(circuit & ~half, False) for half in halves] + [(~half, True) for half in halves]
-    sets += [(single, False) for single in singles]
+    names = names_of(graph, [members[number] for number in by_strength])
+    candidates = dict(zip(by_strength, names, strict=True))
     targets = [own] if on is None else on
-    values = keep_each(targets, nodes, sets, ablation, batch=batch, progress=progress)
+    measure = partial(keep_each, targets, nodes, ablation=ablation, batch=batch, progress=progress)
+    sets = [(circuit, False), (~circuit, True), (np.zeros_like(circuit), False)]
+    values = measure([*sets, *((top, bool(top.all())) for top in tops)])
     model = float(np.mean([target.value for target in targets]))
     alone, complement, empty = values[:3].tolist()
-    ends = np.cumsum([3, len(tops), len(halves), len(halves), len(singles)])
-    of_tops, of_rest, of_model, of_singles = np.split(values, ends[:-1])[1:]
-    scale = abs(model - empty) or np.nan
-    labels = [members[number] for number in by_strength]
+    removed, scale = Removed(measure, circuit), abs(model - empty) or np.nan
+    minimal = minimality_table(removed, plays, candidates, greedy=greedy, scale=scale)
     return Faithfulness(
         model=model,
         circuit=alone,
@@ -184,25 +248,16 @@ def faithfulness_of(
             {
                 "share": shares,
                 "nodes": [int(top.sum()) for top in tops],
-                "value": of_tops,
-                "faithfulness": share_of(of_tops, empty, model),
+                "edges": pd.array([_edges_within(graph, top, members) for top in tops], "Int64"),
+                "value": values[3:],
+                "faithfulness": share_of(values[3:], empty, model),
             }
         ),
-        completeness=pd.DataFrame(
-            {
-                "removed": [int(half.sum()) for half in halves],
-                "circuit": of_rest,
-                "model": of_model,
-                "gap": np.abs(of_rest - of_model) / scale,
-            }
+        completeness=completeness_table(
+            removed, halves, plays, candidates, greedy=greedy, scale=scale
         ),
-        minimality=pd.DataFrame(
-            {
-                "name": names_of(graph, labels),
-                "value": of_singles,
-                "gap": np.abs(of_singles - alone) / scale,
-            },
-            index=pd.Index(labels, name="node"),
+        minimality=minimal.set_axis(
+            pd.Index([members[number] for number in by_strength], name="node")
         ),
     )
 
@@ -265,7 +320,13 @@ def _count(share: float, n_nodes: int) -> int:
     return max(1, round(share * n_nodes))
 
 
-def _without(circuit: Bool[np.ndarray, " node"], number: int) -> np.ndarray:
-    left = circuit.copy()
-    left[number] = False
-    return left
+def _edges_within(graph: Graph, kept: np.ndarray, members: Mapping[int, int]) -> int | None:
+    """How many edges of the circuit have both ends kept; None where other nodes are kept too."""
+    numbers = np.flatnonzero(kept).tolist()
+    if not members.keys() >= set(numbers):
+        return None
+    stays = graph.nodes.index[graph.is_kind("token", "position", "target")].tolist()
+    ends = [*stays, *(members[number] for number in numbers)]
+    edges = graph.edges
+    inside = edges["source"].isin(ends) & edges["target"].isin(ends)
+    return int(np.count_nonzero(inside))

@@ -18,7 +18,7 @@ from attribution.direct_edges import EdgeKind
 from attribution.plan import check_bound, node_limit
 from circuits.circuit import Circuit, read
 from circuits.loading import load
-from circuits.ranks import Ranks
+from circuits.ranks import Ranks, joined
 from circuits.tracer import check_rule, trace
 from graphs.files.atomic import write_whole
 from graphs.graph import TOLERANCE
@@ -162,12 +162,12 @@ def trace_lines(
     check_rule(threshold, "absolute", edges)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"-o {folder}: is a file; give a folder, which is made if needed.")
-    ranks = Ranks.of_environment()
     job = _Job(model, folder, threshold, max_nodes, edges)
-    if ranks.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        job.tidy(lines)
-    with ranks.together():  # waits until rank 0 has tidied
+    with joined() as ranks:
+        if ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            job.tidy(lines)
+        ranks.wait()
         starts = range(0, len(lines), together)[ranks.rank :: ranks.count]
         bar = tqdm(total=len(lines), desc="prompts", disable=not progress or ranks.rank > 0)
         own = []

@@ -36,17 +36,10 @@ class Ranks:
             return asked
         return f"cuda:{self.local % torch.cuda.device_count()}"
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Let the ranks exchange what they have inside the block; of one rank nothing is needed."""
-        if self.count == 1:
-            yield
-            return
-        dist.init_process_group(timeout=WAIT)
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
 
     def all_of(self, own: list[Any]) -> list[Any]:
         """Return what every rank has, rank by rank."""
@@ -55,3 +48,17 @@ class Ranks:
         shares: list[Any] = [None] * self.count
         dist.all_gather_object(shares, own)
         return [one for share in shares for one in share]
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """Give which process this is, joined with the others of torchrun, if there are any."""
+    ranks = Ranks.of_environment()
+    ours = ranks.count > 1 and not dist.is_initialized()
+    if ours:
+        dist.init_process_group(timeout=WAIT)
+    try:
+        yield ranks
+    finally:
+        if ours:
+            dist.destroy_process_group()

@@ -57,7 +57,13 @@ def ablation_of(run: Run, prompts: Any, ablate: Any, roles: Any) -> Ablation:
     runs = [_run_of(run, prompt) for prompt in prompts]
     slots, n_slots = _slots([run, *runs], roles)
     with torch.no_grad():
-        return Ablation(kind, mean_values(runs, slots[1:], n_slots), slots[0])
+        means, count = mean_values(zip(runs, slots[1:], strict=True), n_slots)
+    if not bool((count[slots[0]] > 0).all()):
+        raise ValueError(
+            "circuit.faithfulness(roles=...): this prompt has positions without a name, and no "
+            "prompt of the mean has. Name all that matters in each."
+        )
+    return Ablation(kind, means, slots[0])
 
 
 def reference_of(run: Run, ablation: Ablation) -> Values:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from tqdm.auto import tqdm
 
 from attribution.prediction import predicted_changes
 from attribution.sweep import Sweep, kept_anyway, sweep
+from graphs.files.charts import write_chart
 from graphs.graph import Graph
 from graphs.names import node_names
 from graphs.nodes import INTERIOR
+from graphs.view.charts import chart
 from replacement.edits import Node, Scale, changes_of, held_values, live_values, number_of, patches
 from replacement.held import FeatureNodes, Sublayer
 from replacement.run import Run
@@ -63,6 +66,14 @@ class KnockOuts:
         rows = [agreement(self._column("predicted"), self._column(mode)) for mode in modes]
         return pd.DataFrame(rows, index=pd.Index(modes, name="measured"))
 
+    def picture(self) -> str:
+        """Return measured against predicted changes as an SVG, a dot a node or set and mode."""
+        return _against_predicted(self.table, "knocked out")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture, .svg or .png (needs cairosvg), and return where."""
+        return write_chart(self.picture(), path)
+
     def _column(self, name: str) -> np.ndarray:
         return np.asarray(self.table[name], dtype=float)
 
@@ -71,16 +82,25 @@ class KnockOuts:
         strongest = self.table.iloc[order].set_index("name")
         lines = strongest.to_string(float_format=lambda number: f"{number:.4f}").splitlines()
         sets = self.table.index.name == "set"
-        what = f"{len(self.table)} {'sets of nodes' if sets else 'nodes'}"
+        count = len(self.table)
+        what = f"{count} {'set' if sets else 'node'}{'' if count == 1 else 's'}"
+        what += " of nodes" * sets
         return "\n".join(
             [
                 f"knocked out {'together' if sets else 'one at a time'}: {what}; "
                 "change of the target",
                 *lines,
                 f"held: predicted = measured to {self.deviation:.1e} of the largest effect",
-                f"free: the real model's reaction correlates {self.correlation:.2f} with predicted",
+                *_correlates(self.correlation, "free: "),
             ]
         )
+
+
+def _correlates(correlation: float, mode: str = "") -> list[str]:
+    """A line on it; none where nothing correlates, as with a single set."""
+    if np.isnan(correlation):
+        return []
+    return [f"{mode}the real model's reaction correlates {correlation:.2f} with predicted"]
 
 
 def agreement(predicted: Any, measured: Any) -> dict[str, float]:
@@ -237,6 +257,14 @@ class Patches:
         """Pearson correlation of predicted and measured changes; NaN where one is constant."""
         return _correlation(self.table["predicted"], self.table["free"])
 
+    def picture(self) -> str:
+        """Return measured against predicted changes as an SVG, a dot a node."""
+        return _against_predicted(self.table, "patched")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture, .svg or .png (needs cairosvg), and return where."""
+        return write_chart(self.picture(), path)
+
     def __repr__(self) -> str:
         order = np.argsort(-np.abs(self.table["predicted"].to_numpy()), kind="stable")[:8]
         strongest = self.table.iloc[order].set_index("name")
@@ -244,9 +272,21 @@ class Patches:
             [
                 f"patched one at a time: {len(self.table)} nodes; change of the target",
                 strongest.to_string(float_format=lambda number: f"{number:.4f}"),
-                f"the real model's reaction correlates {self.correlation:.2f} with predicted",
+                *_correlates(self.correlation),
             ]
         )
+
+
+def _against_predicted(table: pd.DataFrame, what: str) -> str:
+    """A chart of every measured column; dots on the line are what was predicted."""
+    predicted = table["predicted"].tolist()
+    modes = [mode for mode in ("free", "patterns", "held") if mode in table]
+    return chart(
+        f"{len(table)} {what}: change of the target",
+        ("predicted", "measured"),
+        lines={"as predicted": [(one, one) for one in sorted(predicted)]},
+        dots={mode: list(zip(predicted, table[mode], strict=True)) for mode in modes},
+    )
 
 
 def patch_each(graph: Graph, pair: RunPair, *, batch: int | None, progress: bool) -> Patches:

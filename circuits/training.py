@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuits.ranks import Ranks
+from circuits.ranks import joined
 from graphs.files.atomic import write_whole
 from replacement.checkpoints import save_attention_saes, save_lorsa, save_transcoders
 from replacement.checkpoints.folders import check_free
@@ -124,8 +124,7 @@ def train_layers(
     check_free(kind, folder)
     work = work or folder.with_name(f"{folder.name}-training")
     origin = _digest(hf_model, seen, batch_size, limit)
-    ranks = Ranks.of_environment()
-    with ranks.together():
+    with joined() as ranks:
         layers = chosen.train(hf_model, batches, run_settings, work / origin)
     trained = Trained(
         measure_layers(hf_model, layers, measured),

@@ -1,20 +1,16 @@
 """From scores of many prompts to nodes of another, by roles; and what those nodes do alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.selection.prompts import Asked
-from benchmarks.selection.rules import Scores, active_nodes
+from circuits.by_role import BySlot, Masks, Scores, active_nodes
 from replacement.edits.keeping import Part, Values, mean_values, values_of
 from replacement.edits.live import Fill, LiveEdits
-
-Masks = Mapping[Part, Bool[Tensor, "pos _"]]
-BySlot = Mapping[Part, Float[Tensor, "slot _ ..."]]
-"""What is known of nodes by the number of a role."""
 
 
 class Average:
@@ -40,38 +36,8 @@ class Average:
 
 
 def reference_values(runs: Iterable[Asked], n_slots: int) -> BySlot:
-    """Return the mean of what nodes are, by role, over prompts."""
-    chosen = list(runs)
-    return mean_values([one.run for one in chosen], [one.slots for one in chosen], n_slots)
-
-
-def placed(values: BySlot, slots: Int[Tensor, " pos"]) -> Values:
-    """Return what is known by role, at the positions of a prompt."""
-    return {part: one[slots] for part, one in values.items()}
-
-
-def strongest_nodes(scores: Scores, active: Masks, count: int) -> Masks:
-    """Return the `count` active nodes of largest score, and what is not active but scores more.
-
-    Of equal scores the first are taken; nodes of score 0 are never chosen. What is not active is
-    kept at nothing rather than set to its mean, and does not count.
-    """
-    candidates = torch.cat([scores[part][mask] for part, mask in active.items()])
-    order = candidates.argsort(descending=True, stable=True)[:count]
-    chosen = torch.zeros_like(candidates, dtype=torch.bool)
-    chosen[order] = candidates[order] > 0
-    weakest = max(float(candidates[order[-1]]), 0.0) if len(order) else torch.inf
-    sizes = [int(mask.sum()) for mask in active.values()]
-    found = {}
-    for part, some in zip(active, chosen.split(sizes), strict=True):
-        found[part] = ~active[part] & (scores[part] > weakest)
-        found[part][active[part]] = some
-    return found
-
-
-def size_of(kept: Masks, active: Masks) -> int:
-    """Return how many active nodes are among those kept."""
-    return sum(int((kept[part] & active[part]).sum()) for part in active)
+    """Return the mean of what nodes are, by role, over prompts; 0 in roles that none has."""
+    return mean_values(((one.run, one.slots) for one in runs), n_slots)[0]
 
 
 @torch.no_grad()

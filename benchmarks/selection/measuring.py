@@ -6,24 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from tqdm import tqdm
 
 from attribution.sweep import GateRule
-from benchmarks.scores import faithfulness
-from benchmarks.selection.keeping import (
-    Average,
-    Masks,
-    placed,
-    reference_values,
-    size_of,
-    strongest_nodes,
-    values_alone,
-)
+from benchmarks.selection.keeping import Average, reference_values, values_alone
 from benchmarks.selection.prompts import ROLES, Asked, asked, prompts
 from benchmarks.selection.rules import (
-    Scores,
-    active_nodes,
     default_scores,
     gated_scores,
     gradient_scores,
@@ -31,6 +19,15 @@ from benchmarks.selection.rules import (
     ungated_scores,
 )
 from circuits import load
+from circuits.by_role import (
+    Masks,
+    Scores,
+    active_nodes,
+    placed,
+    ratio_interval,
+    size_of,
+    strongest_nodes,
+)
 from replacement.edits.keeping import Part, Values, values_of
 
 SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -172,29 +169,11 @@ def figures(
     for (rule, size), number in place.items():
         if rule != "nothing":
             row = found["rules"].setdefault(rule, {})
-            row[size or "all"] = ratio_interval(rows[:, number], empty, whole)
+            found_here = ratio_interval(rows[:, number], empty, whole)
+            row[size or "all"] = [round(one, 4) for one in found_here]
             if size == "own size":
                 row["share"] = round(float((sizes[:, number] / n_nodes).mean()), 4)
     return found
-
-
-def ratio_interval(values: np.ndarray, empty: np.ndarray, whole: np.ndarray) -> list[float]:
-    """Return (m(C) − m(∅)) / (m(M) − m(∅)) of means over prompts, and its 95 % interval."""
-    share = faithfulness(float(values.mean()), float(empty.mean()), float(whole.mean()))
-
-    def ratio(c: np.ndarray, e: np.ndarray, m: np.ndarray, axis: int = -1) -> np.ndarray:
-        low = e.mean(axis)
-        return (c.mean(axis) - low) / (m.mean(axis) - low)
-
-    found = bootstrap(
-        (values, empty, whole),
-        ratio,
-        paired=True,
-        n_resamples=1000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return [round(float(one), 4) for one in (share, found.low, found.high)]
 
 
 def means_of_rules(cells: Mapping[str, Any]) -> dict[str, dict[str, float]]:

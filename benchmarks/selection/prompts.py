@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.tasks import TASKS
-from benchmarks.tasks.bracket import CLOSERS
+from benchmarks.tasks.bracket import CLOSERS, MAX_DEPTH
 from benchmarks.tasks.example import Example, Split
 from benchmarks.tasks.vocabulary import PAIRS, WORD_POOL, spell
 from replacement.prompts import single_token
@@ -22,10 +23,19 @@ OTHER = "other"
 ROLES = {
     "ioi": (BOS, OTHER, "IO", "S1", "S1+1", "S2", "END"),
     "induction": (BOS, OTHER, "FIRST", "SECOND", "PREVIOUS", "SOURCE", "END"),
-    "bracket": (BOS, "open", "shut", "close", ":", "OPENER", "END"),
+    "bracket": (
+        BOS,
+        *(f"open {depth + 1}" for depth in range(MAX_DEPTH)),
+        *(f"shut {depth}" for depth in range(MAX_DEPTH)),
+        "close",
+        ":",
+        "OPENER",
+        "END",
+    ),
     "greater_than": tuple(map(str, range(13))),
 }
-"""Roles of positions; what has no other is "other". Of greater-than every position is one."""
+"""Roles of positions; what has no other is "other". Of greater-than every position is one. Brackets
+have the depth that they leave, since what is at one depth is not at another."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,17 @@ def _prompt(task: str, rng: random.Random, split: Split) -> Prompt:
     asked = [number for number, one in enumerate(example.answers) if one.kind == "close"]
     number = rng.choice(asked)
     answer = example.answers[number]
-    kinds = {(_kind(word), pos): pos for pos, word in enumerate(example.words, start=1)}
+    depths = accumulate((word in PAIRS) - (word in CLOSERS) for word in example.words)
+    places = zip(example.words, depths, strict=True)
+    kinds = {(_kind(*place), pos): pos for pos, place in enumerate(places, start=1)}
     named = {"OPENER": example.roles["OPENER"][number], "END": answer.pos}
     return _named(task, example, answer.right, answer.wrong, {**kinds, **named})
 
 
-def _kind(word: str) -> str:
-    return "open" if word in PAIRS else "shut" if word in CLOSERS else word
+def _kind(word: str, depth: int) -> str:
+    if word not in PAIRS and word not in CLOSERS:
+        return word
+    return f"{'open' if word in PAIRS else 'shut'} {depth}"
 
 
 def _named(

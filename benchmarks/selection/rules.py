@@ -10,11 +10,11 @@
 * random: a number per node and role.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from attribution.by_influence import influence_scores
@@ -22,21 +22,14 @@ from attribution.direct_effects import direct_effects
 from attribution.plan import node_limit
 from attribution.sweep import GateRule, Sweep, sweep, traced_sweep
 from benchmarks.selection.prompts import Asked
-from replacement.edits.keeping import Part, Values, values_of
+from circuits.by_role import Scores, active_nodes
+from replacement.edits.keeping import Values, values_of
 from replacement.held import FeatureNodes, HeldHeads
 from replacement.run import Run
 
-Scores = Mapping[Part, Float[Tensor, "pos _"]]
 NEAR = 0.15
 """A gate's threshold is good where it leaves as many nodes as wanted up to this share."""
 MOST_SWEEPS = 6
-
-
-def active_nodes(values: Values) -> dict[Part, Bool[Tensor, "pos _"]]:
-    """Return which nodes are not 0 in a run: active features, all heads and errors."""
-    return {
-        part: (one if one.dim() == 2 else one.norm(dim=-1)) != 0 for part, one in values.items()
-    }
 
 
 def ungated_scores(asked: Asked, reference: Values | None = None) -> Scores:
@@ -76,16 +69,27 @@ def products(
     return {part: score * active[part] for part, score in found.items()}
 
 
-def free_gradients(asked: Asked) -> list[Float[Tensor, "pos d_model"]]:
-    """Return the metric's derivative at what each sublayer of the bundled GPT-2 writes."""
+def free_gradients(asked: Asked, *, hold_norms: bool = False) -> list[Float[Tensor, "pos d_model"]]:
+    """Return the metric's derivative at what each sublayer of the bundled GPT-2 writes.
+
+    `hold_norms`: the denominators of norms do not react, everything else does.
+    """
     run, outputs = asked.run, []
 
     def watch(_module: object, _given: object, made: Any) -> None:
         outputs.append(made[0] if isinstance(made, tuple) else made)
 
+    def held(norm: Any, given: tuple[Tensor, ...], _made: object) -> Tensor:
+        centred = given[0] - given[0].mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt().detach()
+        return centred / scale * norm.weight + norm.bias
+
     hf_model = run.model.hf_model
     parts = [part for block in hf_model.transformer.h for part in (block.attn, block.mlp)]
     hooks = [part.register_forward_hook(watch) for part in parts]
+    if hold_norms:
+        norms = [one for one in hf_model.modules() if isinstance(one, torch.nn.LayerNorm)]
+        hooks += [norm.register_forward_hook(held) for norm in norms]
     try:
         with torch.enable_grad():
             embedded = hf_model.get_input_embeddings()(run.token_ids[None]).requires_grad_()

@@ -73,7 +73,9 @@ def plots(found: dict[str, Any]) -> dict[str, str]:
         rows = found[over]["rows"]
         for unit, word in (("seconds", "processor seconds"), ("MB", "megabytes added")):
             lines = {
-                name.removesuffix(f" {unit}"): [(row[over], log10(row[name])) for row in rows]
+                name.removesuffix(f" {unit}"): [
+                    (row[over], log10(max(row[name], 0.01))) for row in rows
+                ]
                 for name in COSTS
                 if name.endswith(unit)
             }

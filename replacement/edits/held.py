@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from replacement.edits.changes import Change, Changes
-from replacement.edits.held_forward import Edited, held_forward, joined
+from replacement.edits.held_forward import Edited, changed, held_forward, joined
 from replacement.edits.recorded import part_of
 from replacement.held import Sublayer
 from replacement.run import Run
@@ -82,17 +82,6 @@ def _entering(run: Run, changes: Changes) -> Float[Tensor, "batch pos d_model"]:
     for name, writes in (("token", run.token_writes), ("position", run.position_writes)):
         stream = stream + changed(writes, changes.parts.get((-1, "", name)), changes.n_rows)
     return stream
-
-
-def changed(
-    what: Float[Tensor, "*batch pos d_model"], change: Change | None, n_rows: int
-) -> Float[Tensor, "batch pos d_model"]:
-    """Return a vector at every position, in a batch of which some rows are changed."""
-    what = what.expand(n_rows, *what.shape[-2:]).clone()
-    if change is not None:
-        where = (change.row, change.pos)
-        what[where] = change.factor[:, None] * what[where] + change.value
-    return what
 
 
 def _edited(layer: Sublayer, parts: Mapping[str, Change], changes: Changes) -> Edited:

@@ -61,6 +61,17 @@ def joined(
     return written if post is None or scale is None else post.apply(written, scale)
 
 
+def changed(
+    what: Float[Tensor, "*batch pos d_model"], change: Change | None, n_rows: int
+) -> Float[Tensor, "batch pos d_model"]:
+    """Return a vector at every position, in a batch of which some rows are changed."""
+    what = what.expand(n_rows, *what.shape[-2:]).clone()
+    if change is not None:
+        where = (change.row, change.pos)
+        what[where] = change.factor[:, None] * what[where] + change.value
+    return what
+
+
 def _of_attention(
     run: Run,
     layer: Sublayer,
@@ -75,22 +86,18 @@ def _of_attention(
     if isinstance(block.attention, Lorsa):
         assert recorded.active is not None
         active, moving = recorded.active, _moving(kept, edited)
-        live = active.gate[moving] * _lorsa_pre_activations(
-            block.attention, pattern, y, active, moving
-        )
-        return _of_features(block.attention, active, live, moving, kept, edited)
+        pre = _lorsa_pre_activations(block.attention, pattern, y, active, moving)
+        return _written(block.attention, active, active.gate[moving] * pre, moving, kept, edited)
     heads = block.heads
     mixed = heads.mix(pattern, y)
-    if block.attention is None:
-        assert recorded.mixed is not None
-        mixed = torch.where(kept.view(*recorded.mixed.shape[:2], 1), mixed, recorded.mixed)
-        where = (edited.batch, edited.node // heads.n_heads, edited.node % heads.n_heads)
-        mixed[where] = edited.factor[:, None] * mixed[where] + edited.value
-        return heads.write(mixed)
-    assert recorded.active is not None
-    moving = _moving(kept, edited)
-    live = _live(block.attention, heads.write(mixed), recorded.active, moving)
-    return _of_features(block.attention, recorded.active, live, moving, kept, edited)
+    if block.attention is not None:
+        assert recorded.active is not None
+        return _of_features(block.attention, heads.write(mixed), recorded.active, kept, edited)
+    assert recorded.mixed is not None
+    mixed = torch.where(kept.view(*recorded.mixed.shape[:2], 1), mixed, recorded.mixed)
+    where = (edited.batch, edited.node // heads.n_heads, edited.node % heads.n_heads)
+    mixed[where] = edited.factor[:, None] * mixed[where] + edited.value
+    return heads.write(mixed)
 
 
 def _of_mlp(
@@ -103,16 +110,10 @@ def _of_mlp(
     block, recorded = run.weights.layers[layer.layer], run.layers[layer.layer].mlp
     active, features = recorded.active, block.mlp
     y = block.mlp_reads_through.apply(stream, recorded.scale)
-    kept = kept[: len(active)]
-    moving = _moving(kept, edited)
-    live = _live(features, y, active, moving)
-    written = _of_features(features, active, live, moving, kept, edited)
+    written = _of_features(features, y, active, kept[: len(active)], edited)
     if features.skip is None:
         return written
-    around = y @ features.skip.T
-    if edited.skip is not None:
-        where = (edited.skip.row, edited.skip.pos)
-        around[where] = edited.skip.factor[:, None] * around[where] + edited.skip.value
+    around = changed(y @ features.skip.T, edited.skip, len(y))
     written[..., : around.shape[-1]] += around
     return written
 
@@ -125,9 +126,25 @@ def _of_stream(
     edited: Edited,
 ) -> Float[Tensor, "batch pos d_model"]:
     sae, active = run.weights.streams[layer.reads_at], run.streams[layer.reads_at].active
+    return _of_features(sae, stream, active, kept, edited)
+
+
+def _of_features(
+    features: FeatureLayer,
+    y: Float[Tensor, "batch pos d_model"],
+    active: Active,
+    kept: Bool[Tensor, " node"],
+    edited: Edited,
+) -> Float[Tensor, "batch pos target_times_d_model"]:
+    """What features write that read a position alone, gates held."""
     moving = _moving(kept, edited)
-    live = _live(sae, stream, active, moving)
-    return _of_features(sae, active, live, moving, kept, edited)
+    pos, index = active.pos[moving], active.index[moving]
+    pre = (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
+    live = active.gate[moving] * pre
+    if isinstance(active, HalvedActive) and isinstance(features, HalvedNeurons):
+        other = (y[:, pos] * features.gate_read[index]).sum(-1) + features.gate_bias[index]
+        live = live + active.other_gate[moving] * other
+    return _written(features, active, live, moving, kept, edited)
 
 
 def _moving(kept: Bool[Tensor, " node"], edited: Edited) -> Int[Tensor, " moving"]:
@@ -135,22 +152,6 @@ def _moving(kept: Bool[Tensor, " node"], edited: Edited) -> Int[Tensor, " moving
     touched = kept.clone()
     touched[edited.node] = True
     return touched.nonzero(as_tuple=True)[0]
-
-
-def _live(
-    features: FeatureLayer,
-    y: Float[Tensor, "batch pos d_model"],
-    active: Active,
-    moving: Int[Tensor, " moving"],
-) -> Float[Tensor, "batch moving"]:
-    """Activations on edited inputs, gates held."""
-    pos, index = active.pos[moving], active.index[moving]
-    pre = (y[:, pos] * features.read[index]).sum(-1) + features.read_bias[index]
-    live = active.gate[moving] * pre
-    if isinstance(active, HalvedActive) and isinstance(features, HalvedNeurons):
-        other = (y[:, pos] * features.gate_read[index]).sum(-1) + features.gate_bias[index]
-        live = live + active.other_gate[moving] * other
-    return live
 
 
 def _lorsa_pre_activations(
@@ -167,7 +168,7 @@ def _lorsa_pre_activations(
     return (values * weights.transpose(-1, -2)).sum(1) + lorsa.read_bias[index]
 
 
-def _of_features(
+def _written(
     features: FeatureLayer,
     active: Active,
     live: Float[Tensor, "batch moving"],

@@ -5,7 +5,7 @@ position: an MLP then gives Σ kept a_i·w_i + Σ others ref_i·w_i + bias (+ it
 reference). Tokens and positions are the prompt and stay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,26 +44,23 @@ def values_of(run: Run) -> dict[Part, Float[Tensor, "pos _ ..."]]:
 
 
 def mean_values(
-    runs: Sequence[Run], slots: Sequence[Int[Tensor, " _"]], n_slots: int
-) -> dict[Part, Float[Tensor, "slot _ ..."]]:
-    """Return the mean of what nodes are over runs, by slot: `slots` says which each position is.
+    given: Iterable[tuple[Run, Int[Tensor, " _"]]], n_slots: int
+) -> tuple[dict[Part, Float[Tensor, "slot _ ..."]], Float[Tensor, " slot"]]:
+    """Return the mean of what nodes are over runs, by slot, and how many positions each has.
 
-    Raises ValueError where a slot has no position: its mean would be of nothing.
+    `given`: runs, one at a time, with the slot of each position. 0 where a slot has no position.
     """
-    count = runs[0].logits.new_zeros(n_slots)
-    total: dict[Part, Tensor] = {}
-    for run, slot in zip(runs, slots, strict=True):
+    count, total = torch.zeros(n_slots), dict[Part, Tensor]()
+    for run, slot in given:
+        count = count.to(run.logits)
         count.index_add_(0, slot, torch.ones_like(slot, dtype=count.dtype))
         for part, values in values_of(run).items():
             if part not in total:
                 total[part] = values.new_zeros(n_slots, *values.shape[1:])
             total[part].index_add_(0, slot, values)
-    if not bool((count > 0).all()):
-        raise ValueError(
-            f"no prompt of the mean has a position for {int((count == 0).sum())} of {n_slots} "
-            "slots. Give prompts that are as long, or roles for all that matters."
-        )
-    return {part: one / count.view(-1, *[1] * (one.dim() - 1)) for part, one in total.items()}
+    known = count.clamp_min(1)
+    means = {part: one / known.view(-1, *[1] * (one.dim() - 1)) for part, one in total.items()}
+    return means, count
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +144,6 @@ def _width(run: Run, part: Part) -> int:
     return one.n_heads if isinstance(one, HeldHeads) else one.features.n_features  # pyright: ignore
 
 
-@torch.no_grad()
 def kept_values(
     target: Target,
     nodes: RunNodes,
@@ -160,14 +156,22 @@ def kept_values(
     `nodes`: those that `kept` is about (of a run of the same length); `others`: whether what was
     not active there is kept too. Everything else is at the `reference`.
     """
+    return filled_values(target, nodes.masks(target.run, kept, others), reference)
+
+
+@torch.no_grad()
+def filled_values(
+    target: Target, masks: Mapping[Part, Bool[Tensor, "row pos _"]], reference: Values
+) -> Float[Tensor, " row"]:
+    """Return a target in the real model with only what masks keep, all else at the reference."""
     run = target.run
     fills = {
         part: Fill(mask, reference[part][None])
-        for part, mask in nodes.masks(run, kept, others).items()
+        for part, mask in masks.items()
         if not bool(mask.all())
     }
     done = run.model.tracer.run_edited(
-        run.token_ids.to(run.logits.device).expand(len(kept), -1),
+        run.token_ids.to(run.logits.device).expand(len(next(iter(masks.values()))), -1),
         LiveEdits(run.weights, run.errors, fills=fills).substitutes(),
         stages_of(target),
     )

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from replacement.edits.changes import Change, Changes
-from replacement.edits.held import changed, norm_after
+from replacement.edits.held import norm_after
+from replacement.edits.held_forward import changed
 from replacement.held import NAMES
 from replacement.layers import FeatureLayer, Lorsa
 from replacement.norms import Norm

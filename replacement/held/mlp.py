@@ -132,18 +132,22 @@ class HeldMLP(HeldFeatures):
         return self._pulled(at_input), biases + self._constant(at_input)
 
     def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        if self.features.skip is None:
-            return super().reads(gradients, nodes)
-        is_feature = nodes < self.n_active
-        index, pos = self.active.index[nodes[is_feature]], self.positions()[nodes]
-        coefficient = self.coefficients(gradients, nodes[is_feature])
-        at_output = self.joints[0].back(gradients[0])
-        vector = at_output.new_empty(len(nodes), at_output.shape[-1])
-        vector[is_feature] = coefficient[:, None] * self.features.read[index]
-        vector[~is_feature] = at_output[pos[~is_feature]] @ self.features.skip
-        bias = at_output.new_zeros(len(nodes))
-        bias[is_feature] = coefficient * self.features.read_bias[index]
+        is_feature, pos = nodes < self.n_active, self.positions()[nodes]
+        vector = gradients[0].new_empty(len(nodes), self.error.shape[-1])
+        bias = vector.new_zeros(len(nodes))
+        vector[is_feature], bias[is_feature] = self._of_features(gradients, nodes[is_feature])
+        if self.features.skip is not None:
+            around = self.joints[0].back(gradients[0])[pos[~is_feature]]
+            vector[~is_feature] = around @ self.features.skip
         return self._local(vector, pos, bias)
+
+    def _of_features(
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
+    ) -> tuple[Float[Tensor, "chosen d_model"], Float[Tensor, " chosen"]]:
+        """What chosen features read of the normed stream, and from no node."""
+        index, coefficient = self.active.index[nodes], self.coefficients(gradients, nodes)
+        read = coefficient[:, None] * self.features.read[index]
+        return read, coefficient * self.features.read_bias[index]
 
     def _reads(
         self,
@@ -220,13 +224,14 @@ class HeldHalves(HeldMLP):
         constants = constants + biases + self.norm.constant(at_input)
         return carried + self._pulled(at_input), constants
 
-    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        active, features = halved(self.active, self.features)
-        downstream, index = self._downstream(gradients, nodes), active.index[nodes]
-        one, other = downstream * active.gate[nodes], downstream * active.other_gate[nodes]
-        vector = one[:, None] * features.read[index] + other[:, None] * features.gate_read[index]
-        bias = one * features.read_bias[index] + other * features.gate_bias[index]
-        return self._local(vector, active.pos[nodes], bias)
+    def _of_features(
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
+    ) -> tuple[Float[Tensor, "chosen d_model"], Float[Tensor, " chosen"]]:
+        features, index = halved(self.active, self.features)[1], self.active.index[nodes]
+        read, bias = super()._of_features(gradients, nodes)
+        other = self.other_coefficients(gradients, nodes)
+        read = read + other[:, None] * features.gate_read[index]
+        return read, bias + other * features.gate_bias[index]
 
     def other_coefficients(
         self, gradients: Gradients, nodes: Int[Tensor, " chosen"]

@@ -131,35 +131,17 @@ class SecantMLP(HeldMLP):
     def _constant(self, at_input: Float[Tensor, "node d_model"]) -> Float[Tensor, " node"]:
         return at_input.new_zeros(len(at_input))  # biases make no difference
 
-    def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
-        active, features, pos = self.active, self.features, self.positions()[nodes]
-        at_outputs = self._at_outputs(gradients)
-        is_feature = nodes < self.n_active
-        chosen = nodes[is_feature]
-        index = active.index[chosen]
-        passed = (features.write[index] * at_outputs[active.pos[chosen]]).sum(-1)
-        vector = at_outputs.new_empty(len(nodes), self.error.shape[-1])
-        read = (passed * active.gate[chosen])[:, None] * features.read[index]
+    def _of_features(
+        self, gradients: Gradients, nodes: Int[Tensor, " chosen"]
+    ) -> tuple[Float[Tensor, "chosen d_model"], Float[Tensor, " chosen"]]:
+        active, features, index = self.active, self.features, self.active.index[nodes]
+        passed = self._downstream(gradients, nodes)
+        read = (passed * active.gate[nodes])[:, None] * features.read[index]
         if self.change.gate_rate is not None:
             assert isinstance(features, GatedNeurons)
-            rate = passed * self.change.gate_rate[chosen]
+            rate = passed * self.change.gate_rate[nodes]
             read = read + rate[:, None] * features.gate_read[index]
-        vector[is_feature] = read
-        if features.skip is not None:
-            around = self.joints[0].back(gradients[0])[pos[~is_feature]]
-            vector[~is_feature] = around @ features.skip
-        switched = at_outputs.new_zeros(len(nodes))
-        switched[is_feature] = passed * self.change.switched[chosen]
-        return self._local(vector, pos, switched)
-
-    def _reads(
-        self,
-        coefficient: Float[Tensor, " node"],
-        pos: Int[Tensor, " node"],
-        index: Int[Tensor, " node"],
-    ) -> Reads:
-        vector = coefficient[:, None] * self.features.read[index]
-        return self._local(vector, pos, torch.zeros_like(coefficient))
+        return read, passed * self.change.switched[nodes]
 
     def _local(
         self,

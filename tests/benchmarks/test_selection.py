@@ -12,24 +12,17 @@ import torch
 
 from benchmarks.global_neighbours import drops, in_neighbours, strongest_features
 from benchmarks.predicted import correlations
-from benchmarks.selection.keeping import (
-    Average,
-    placed,
-    reference_values,
-    size_of,
-    strongest_nodes,
-    values_alone,
-)
-from benchmarks.selection.measuring import Settings, means_of_rules, measure, ratio_interval
+from benchmarks.selection.keeping import Average, reference_values, values_alone
+from benchmarks.selection.measuring import Settings, means_of_rules, measure
 from benchmarks.selection.prompts import ROLES, Asked, asked, prompts
 from benchmarks.selection.rules import (
-    active_nodes,
     free_gradients,
     gated_scores,
     influence_of_nodes,
     ungated_scores,
 )
 from circuits import Add, Node, load, trace
+from circuits.by_role import active_nodes, placed, ratio_interval, size_of, strongest_nodes
 from replacement.edits.keeping import values_of
 
 
@@ -67,6 +60,16 @@ def test_the_gradient_is_that_of_the_metric() -> None:
     edited = one.run.edited([Add(Node("error", 1, "mlp", end), push)])
     slope = float(edited.value(one.target) - one.target.value) / 1e-2
     assert slope == pytest.approx(float(gradient[end].norm()), rel=0.05)
+
+
+def test_with_norms_held_only_the_direction_of_the_final_norm_is_left() -> None:
+    """At the last MLP's output it is what the target reads; with norms free it is not."""
+    one = one_of("ioi")
+    held, free = (free_gradients(one, hold_norms=hold)[-1][-1] for hold in (True, False))
+    weights = one.run.weights
+    read = weights.final_norm.pull(one.logit_weights @ weights.unembedding)
+    torch.testing.assert_close(held, read / one.run.final_scale[-1], rtol=1e-4, atol=1e-4)
+    assert float((free - held).norm()) > 0.1 * float(held.norm())
 
 
 def test_a_gate_leaves_as_many_nodes_as_wanted() -> None:
@@ -159,7 +162,9 @@ def test_intervals_are_of_the_ratio_of_means() -> None:
 
 def test_predictions_are_ranked_against_the_free_model() -> None:
     found = correlations(one_of("ioi"))
-    assert set(found) == {"attribution", "ungated", "gradient × activation"}
+    held = "… with norms held"
+    assert set(found) == {"attribution", "ungated", "gradient × activation", held}
+    assert found[held] != found["gradient × activation"]
     assert found["gradient × activation"] > 0.3
     assert found["attribution"] > 0.2
     assert found["attribution"] != found["ungated"]

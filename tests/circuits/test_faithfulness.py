@@ -1,15 +1,21 @@
 """`circuit.faithfulness()`: only the circuit left in the real model, against plain hooks."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-from circuits import load, trace
+from circuits import load, testing, trace
+from circuits.circuit import Circuit
 from circuits.faithfulness import Faithfulness, keep_each
 from circuits.references import Ablation, ablation_of
+from circuits.removal import Removed, completeness_table, minimality_table
+from circuits.testing import as_nodes
 from replacement.edits.keeping import kept_values, nodes_of_run, values_of
 from replacement.run import Run
 from tests.attribution.test_families import run_of
@@ -110,10 +116,13 @@ def test_it_holds_in_every_family(name: str, learned: bool | str) -> None:
     assert_own_values_change_nothing(run, run.model.run([1, 2, 3, 4, 5, 6, 7, 8]))
 
 
-def made(threshold: float = 0.05, **settings: Any) -> Faithfulness:
+def traced() -> Circuit:
     run = random_run(Case("deep", "jumprelu", skip=True, seed=1))
-    circuit = trace(TARGETS["difference"](run), threshold, progress=False)
-    return circuit.faithfulness(OTHERS, progress=False, **settings)
+    return trace(TARGETS["difference"](run), 0.05, progress=False)
+
+
+def made(**settings: Any) -> Faithfulness:
+    return traced().faithfulness(OTHERS, progress=False, **settings)
 
 
 def test_the_curve_and_its_areas() -> None:
@@ -125,6 +134,14 @@ def test_the_curve_and_its_areas() -> None:
     gap = abs(1 - np.array([first, second, last]))
     assert result.cmd == pytest.approx(0.4 * (gap[0] + gap[1]) / 2 + 0.5 * (gap[1] + gap[2]) / 2)
     assert "CPR" in repr(result) and f"{result.n_nodes} of {result.n_all}" in repr(result)
+
+
+def test_the_picture_shows_the_curve_the_circuit_and_its_complement(tmp_path: Path) -> None:
+    result = made()
+    text = result.save(tmp_path / "curve.svg").read_text()
+    assert text.count("<circle") == 2 * 2 and "all but it" in text
+    points = text[text.index("<polyline") :].split('"')[1].split()
+    assert len(points) == len(result.curve)
 
 
 def test_the_curve_begins_with_the_circuit() -> None:
@@ -139,19 +156,114 @@ def test_the_batch_size_changes_nothing_and_a_seed_repeats() -> None:
     one, other = made(batch=3), made(batch=64)
     for name in ("curve", "completeness", "minimality"):
         first, second = getattr(one, name), getattr(other, name)
-        numbers = first.select_dtypes("number").columns
-        np.testing.assert_allclose(first[numbers], second[numbers], rtol=1e-8, atol=1e-9)
+        columns = first.select_dtypes("number").columns
+        numbers = [table[columns].to_numpy(float, na_value=np.nan) for table in (first, second)]
+        np.testing.assert_allclose(*numbers, rtol=1e-8, atol=1e-9)
     assert not made(seed=1).completeness.equals(one.completeness)
 
 
 def test_completeness_and_minimality_are_of_nodes_taken_out() -> None:
-    result = made()
+    """Every value again, from masks written out; the greedy sets from a search written out."""
+    circuit = traced()
+    run: Run = circuit.run
+    result = circuit.faithfulness(OTHERS, strongest=4, greedy=2, progress=False)
     scale = abs(result.model - result.empty)
-    gap = (result.completeness["circuit"] - result.completeness["model"]).abs() / scale
-    np.testing.assert_allclose(result.completeness["gap"], gap)
-    without = (result.minimality["value"] - result.circuit).abs() / scale
-    np.testing.assert_allclose(result.minimality["gap"], without)
-    assert result.minimality["gap"].max() > 1e-3
+    nodes, ablation = nodes_of_run(run), ablation_of(run, OTHERS, None, None)
+    target = run.target(circuit.meta["target"]["terms"])
+    rows = testing.tested_nodes(circuit.data)
+    number = {
+        label: nodes.number(run, node)
+        for label, node in zip(rows.index, as_nodes(rows), strict=True)
+        if nodes.number(run, node) >= 0
+    }
+
+    def value(labels: Any, *, of_model: bool = False) -> float:
+        mask = np.full(len(nodes), of_model)
+        mask[list(number.values())] = True
+        mask[[number[label] for label in labels]] = False
+        given = [(mask, of_model)]
+        return float(keep_each([target], nodes, given, ablation, batch=None, progress=False)[0])
+
+    def incomplete(labels: Any) -> float:
+        return abs(value(labels) - value(labels, of_model=True)) / scale
+
+    by_pos = rows.loc[list(number)].groupby("pos").groups
+    roles = result.completeness.loc[result.completeness["kind"].eq("role")]
+    assert roles["removed"].tolist() == [len(one) for one in by_pos.values()] != [len(number)]
+    np.testing.assert_allclose(roles["gap"], [incomplete(one) for one in by_pos.values()])
+    strongest = result.minimality.index.tolist()
+    taken: list[int] = []
+    for _ in range(2):
+        ways = [[*taken, one] for one in strongest if one not in taken]
+        best = max(ways, key=incomplete)
+        taken = best if not taken or incomplete(best) > incomplete(taken) else taken
+    greedy = result.completeness.set_index("kind").loc["greedy"]
+    assert greedy["removed"] == len(taken)
+    assert greedy["gap"] == pytest.approx(incomplete(taken))
+    for label, row in result.minimality.iterrows():
+
+        def matters(without: list[int], label: Any = label) -> float:
+            return abs(value([*without, label]) - value(without)) / scale
+
+        assert row["alone"] == pytest.approx(matters([]))
+        (role,) = [list(one) for one in by_pos.values() if label in one]
+        worst = max([], [one for one in role if one != label], key=matters)
+        for _ in range(2):
+            more = [[*worst, one] for one in strongest if one != label and one not in worst]
+            worst = max([worst, *more], key=matters)
+        assert row["gap"] == pytest.approx(matters(worst)) and row["removed"] == len(worst)
+    assert (result.minimality["gap"] > 1.01 * result.minimality["alone"]).any()
+
+
+def either(sets: Sequence[tuple[np.ndarray, bool]]) -> np.ndarray:
+    """Two nodes of which either does it, and one of no use."""
+    return np.array([float(kept[0] or kept[1]) for kept, _ in sets])
+
+
+def test_a_backup_is_found_by_what_is_taken_out() -> None:
+    """Both of a pair matter once the other is gone; a circuit with one of them is not complete."""
+    names, none = {0: "one", 1: "backup", 2: "idle"}, {}
+    both = Removed(either, np.array([True, True, True]))
+    found = minimality_table(both, none, names, greedy=1, scale=1.0)
+    assert found["alone"].tolist() == [0, 0, 0] and found["gap"].tolist() == [1, 1, 0]
+    assert found["without"].tolist() == ["backup", "one", ""]
+    by_role = minimality_table(both, {"pair": frozenset({0, 1})}, names, greedy=0, scale=1.0)
+    assert by_role["gap"].tolist() == [1, 1, 0] and by_role["without"][0] == "rest of pair"
+    one = Removed(either, np.array([True, False, True]))
+    tables = [
+        completeness_table(circuit, [], none, names, greedy=2, scale=1.0) for circuit in (one, both)
+    ]
+    assert tables[0][["kind", "name", "gap"]].to_numpy().tolist() == [["greedy", "one", 1.0]]
+    assert tables[1].empty, "nothing outside it does its work"
+
+
+def test_roles_are_groups_given_the_circuit_s_own_or_positions() -> None:
+    circuit = traced()
+    interior = circuit.nodes.index[circuit.nodes["kind"].isin(["feature", "head"])].tolist()
+    settings: Any = {"greedy": 0, "strongest": 2, "random": 1, "progress": False}
+    given = circuit.faithfulness(OTHERS, groups={"three": interior[:3]}, **settings)
+    own = circuit.group({"three": interior[:3]}).faithfulness(OTHERS, **settings)
+    plain = circuit.faithfulness(OTHERS, **settings)
+    assert given.completeness.equals(own.completeness)
+    assert given.completeness["name"].tolist() == ["half 0", "three"]
+    assert given.completeness["removed"].iloc[1] == 3
+    assert set(plain.completeness["kind"]) == {"random", "role"} and len(plain.completeness) > 3
+
+
+def test_edges_are_counted_where_the_circuit_has_them() -> None:
+    """Between nodes kept, tokens and the target; none known beyond the circuit's own nodes."""
+    circuit = traced()
+    result = circuit.faithfulness(progress=False)
+    whole = result.n_nodes / result.n_all
+    curve = circuit.faithfulness(shares=[whole / 3, whole, 1.0], progress=False).curve
+    some, every, beyond = curve["edges"]
+    assert every == len(circuit.edges) > some > 0 and pd.isna(beyond)
+    counted = testing.tested_nodes(circuit.data)
+    tokens = counted["kind"].isin(["token", "position"])
+    order = counted.loc[~tokens, "attribution"].abs().sort_values(ascending=False)
+    kept = [*order.index[: curve["nodes"].iloc[0]], *counted.index[tokens], circuit.data.target]
+    ends = [circuit.edges[side].isin(kept) for side in ("source", "target")]
+    assert some == (ends[0] & ends[1]).sum()
 
 
 def test_roles_line_prompts_of_other_lengths_up() -> None:

@@ -1,5 +1,8 @@
 """`circuit.test` of groups, random sets and scales; how well prediction and measurement agree."""
 
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -43,7 +46,10 @@ def test_groups_have_names_and_nodes_may_be_named() -> None:
     by_name = circuit.test({"two neurons": names}, progress=False).table
     pd.testing.assert_frame_equal(by_number, by_name)
     assert by_number["name"].tolist() == ["two neurons"]
-    assert "1 sets of nodes" in repr(circuit.test([numbers], progress=False))
+    alone = repr(circuit.test([numbers], progress=False))
+    assert "together: 1 set of nodes;" in alone and "nan" not in alone
+    assert "2 sets of nodes;" in (both := repr(circuit.test([numbers[:1], numbers[1:]])))
+    assert "reaction correlates" in both and "correlates" not in alone
 
 
 def test_random_sets_repeat_and_differ() -> None:
@@ -88,3 +94,25 @@ def test_patterns_differ_from_free_and_from_held() -> None:
     table = trace(random_run(CASES[0]).logit(3), 0.02, progress=False).test(progress=False).table
     assert (table["patterns"] - table["free"]).abs().max() > 1e-3
     assert (table["patterns"] - table["held"]).abs().max() > 1e-3
+
+
+def test_the_picture_has_a_dot_a_node_and_mode(tmp_path: Path) -> None:
+    """Held dots lie on the line of what was predicted, free ones do not."""
+    result = traced(CASES[0]).test(progress=False)
+    text = result.save(tmp_path / "test.svg").read_text()
+    root = ElementTree.fromstring(text)
+    found = [one for one in root.iter() if one.tag.endswith("circle")]
+    places = [(float(one.attrib["cx"]), float(one.attrib["cy"])) for one in found]
+    count = len(result.table) + 1  # the last of each is the legend's
+    assert len(places) == 3 * count
+    free, _, held = (places[start : start + count - 1] for start in range(0, 3 * count, count))
+    (line,) = [one for one in root.iter() if one.tag.endswith("polyline")]
+    ends = np.array([one.split(",") for one in line.attrib["points"].split()], dtype=float)
+    off = [
+        np.abs(np.interp([x for x, _ in dots], *ends.T) - [y for _, y in dots]).max()
+        for dots in (held, free)
+    ]
+    assert off[0] < 0.2 < 5 < off[1], "in pixels"
+    numbers = result.table.index[:1].tolist()
+    one = traced(CASES[0]).test([numbers], progress=False)
+    assert "1 knocked out" in one.picture()

@@ -198,9 +198,26 @@ FAITHFULNESS = [
     Mistake(
         "a run of another model", faithful([wordless().run(IDS)]), ValueError, ("another model",)
     ),
+    Mistake(
+        "no mean of what has no name",
+        faithful([IDS[:1]], roles=[{"END": -1}] * 2),
+        ValueError,
+        ("positions without a name", "Name all that matters"),
+    ),
     Mistake("falling shares", faithful(shares=[0.5, 0.1]), ValueError, ("rising shares",)),
     Mistake("shares above 1", faithful(shares=[0.5, 2.0]), ValueError, ("at most 1",)),
     Mistake("no random halves", faithful(random=0), ValueError, ("random=0", "1 or more")),
+    Mistake("greedy half", faithful(greedy=0.5), ValueError, ("greedy=0.5", "0 or more")),
+    Mistake(
+        "a role of tokens alone",
+        faithful(
+            groups={
+                "words": circuit().nodes.index[circuit().nodes["kind"].eq("token")].tolist()[:1]
+            }
+        ),
+        ValueError,
+        ("'words'", "ablated", "stay"),
+    ),
     Mistake("no batch", faithful(batch=0), ValueError, ("batch=0", "1 or more")),
     Mistake("on no targets", faithful(on=[]), TypeError, ("on=[]", "a list of targets")),
     Mistake(

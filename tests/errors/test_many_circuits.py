@@ -362,6 +362,50 @@ CARDS = [
 ]
 
 
-@each([*FEATURES, *MANY, *COMPARED, *CARDS])
+def faithful(*given: Any, **options: Any) -> Any:
+    """How much the mean of a sound row keeps."""
+    return lambda _: joined().faithfulness(
+        *given, **{"model": model(), "progress": False, **options}
+    )
+
+
+KEPT = [
+    Mistake("kept in no prompts", faithful([]), ValueError, ("no prompts", "one target or row")),
+    Mistake("kept over no reference", faithful([ROW], []), ValueError, ("no prompts", "or more")),
+    Mistake(
+        "kept in a row without model",
+        faithful([ROW], model=None),
+        ValueError,
+        ("item 0 is a row", "model=model"),
+    ),
+    Mistake(
+        "kept in a role outside",
+        faithful([{**ROW, "roles": {"END": 99}}]),
+        ValueError,
+        ("item 0: role 'END'", "outside the prompt"),
+    ),
+    Mistake(
+        "kept in another model",
+        lambda _: joined().faithfulness([ROW], model=read_otherwise(), progress=False),
+        ValueError,
+        ("item 0 is of", "the circuit is of", "read likewise"),
+    ),
+    Mistake(
+        "kept in a contrast",
+        faithful([{**ROW, "against": "When John and Mary went to the"}]),
+        ValueError,
+        ("item 0 is a contrast", "plain targets"),
+    ),
+    Mistake(
+        "kept without a mean",
+        faithful([ROW], [{**ROW, "prompt": [5]}]),
+        ValueError,
+        ("item 0 has a position in 'other'", "reference= prompts"),
+    ),
+    Mistake("kept shares", faithful([ROW], shares=[1, 2]), ValueError, ("rising shares",)),
+]
+
+
+@each([*FEATURES, *MANY, *COMPARED, *CARDS, *KEPT])
 def test_refused_with_a_reason(mistake: Mistake, tmp_path: Path) -> None:
     assert_explained(mistake, tmp_path)

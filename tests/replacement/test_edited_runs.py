@@ -351,6 +351,18 @@ def test_generation_under_edits_is_the_edited_run_of_each_prefix(name: str, lear
     assert bent[: len(IDS) + 1] == plain[: len(IDS) + 1], "the first token has no edit before it"
 
 
+@pytest.mark.parametrize("part", ["token", "position"])
+def test_what_enters_is_edited_at_its_own_position_while_generating(part: str) -> None:
+    """A token without its vector still has its own position's, and the other way round."""
+    made = run_of("GPT-2", learned=False).model
+    assert made.weights.position_embedding is not None
+    for edit in (Scale(Node(part), 0, "all"), Scale(Node(part), 3, "all")):
+        ids = list(IDS)
+        for _ in range(6):
+            ids.append(int(made.run(ids).edited([edit]).logits[-1].argmax()))
+        assert made.generate(IDS, edits=[edit], max_new_tokens=6).token_ids.tolist() == ids
+
+
 @pytest.mark.parametrize("name", ["GPT-2", "Gemma-3", "GPT-NeoX"])
 def test_a_replacement_run_is_generated_with_the_cache_too(name: str) -> None:
     """Lorsa heads read the tokens before, of which only the last one is new."""
