@@ -8,6 +8,5 @@ bases.py      circuits of nodes: neurons against transcoder features
 exact.py      programs whose circuit is known
 circuits.py   a task's circuit with the roles of its heads
 published.py  rows of GPT-2 small, with what is needed to fill them
-plots.py      curves as SVG
 writing.py    report.md, report.html, CSV, and the figures agreed on
 """

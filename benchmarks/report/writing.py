@@ -11,9 +11,9 @@ import pandas as pd
 
 from benchmarks.four_tasks.folder import write_json
 from benchmarks.report.edges import TRUE, TRUTH
-from benchmarks.report.plots import curves
 from benchmarks.report.published import MODEL, ROWS, measured_here
 from benchmarks.report.settings import Settings
+from graphs.view.charts import chart
 
 COLUMNS = (
     "CMD",
@@ -31,6 +31,7 @@ STYLE = (
     "td,th{border-bottom:1px solid #ddd;padding:3px 9px;text-align:right}"
     "td:first-child,th:first-child{text-align:left}img,svg{max-width:100%;height:auto}"
 )
+
 Section = tuple[str, str, list[pd.DataFrame], list[str]]
 """Heading, protocol, tables, pictures (SVG text)."""
 
@@ -114,10 +115,10 @@ def edges_section(
     }
     areas = {name: row["ROC"] for name, row in first["methods"].items() if "ROC" in row}
     pictures = [
-        curves(
+        chart(
             f"{task}: faithfulness of circuits",
-            {name: sorted(points) for name, points in faithful.items()},
             ("edges asked for (logarithmic)", "share of the metric kept"),
+            lines={name: sorted(points) for name, points in faithful.items()},
             high=1.2,
             low=-0.2,
             logarithmic=True,
@@ -125,7 +126,8 @@ def edges_section(
     ]
     if areas:
         axes = ("false positive rate", "true positive rate")
-        pictures.append(curves(f"{task}: recovery of true edges", areas, axes))
+        title = f"{task}: recovery of true edges"
+        pictures.append(chart(title, axes, lines=areas, low=0, high=1))
     protocol = (
         f"{first['edges']} edges between heads (q, k, v), MLPs, input and output; clean against "
         f"the task's counterfactual (benchmarks/tasks/counterfactuals.py), BOS in front, "
@@ -225,13 +227,13 @@ def _bases_section(folder: Path, found: dict[str, Any], settings: Settings) -> S
     table = pd.DataFrame(rows)
     table.to_csv(folder / "bases.csv", index=False)
     pictures = [
-        curves(
+        chart(
             f"{task}: circuits of nodes in two bases",
-            {
+            ("nodes of a run (logarithmic)", "share of the metric kept"),
+            lines={
                 name: [(int(size), row[0]) for size, row in kept.items() if size != "nodes"]
                 for name, kept in cases.items()
             },
-            ("nodes of a run (logarithmic)", "share of the metric kept"),
             high=1.2,
             low=-0.2,
             logarithmic=True,

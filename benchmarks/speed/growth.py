@@ -8,7 +8,7 @@ what is changed, by least squares. Bytes are what a call adds to anonymous memor
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from math import ceil, floor, log10
+from math import log10
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +18,12 @@ import typer
 
 from attribution.direct_effects import direct_effects
 from benchmarks.four_tasks.folder import write_json
-from benchmarks.report.plots import curves
 from benchmarks.speed.cases import Shape, random_ids, random_model
 from benchmarks.speed.clock import clocked, memory_growth
 from benchmarks.speed.direct import chosen_targets, relu_transcoders
 from benchmarks.speed.machine import machine_facts
 from circuits import trace
+from graphs.view.charts import chart
 from replacement.model import ReplacementModel
 
 NODES = 1000
@@ -81,13 +81,10 @@ def plots(found: dict[str, Any]) -> dict[str, str]:
             }
             if over == "tokens" and unit == "MB":
                 lines["patterns"] = [(row[over], log10(row["pattern MB"] or 0.1)) for row in rows]
-            heights = [y for line in lines.values() for _, y in line]
-            made[f"growth-{over}-{unit.lower()}.svg"] = curves(
+            made[f"growth-{over}-{unit.lower()}.svg"] = chart(
                 f"{word} against {over}",
-                lines,
                 (over, f"log10 of {word}"),
-                high=ceil(max(heights)),
-                low=floor(min(heights)),
+                lines=lines,
                 logarithmic=True,
             )
     return made

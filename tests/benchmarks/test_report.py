@@ -11,7 +11,6 @@ from benchmarks.report.bases import basis_figures
 from benchmarks.report.cells import Cells, rounded
 from benchmarks.report.edges import TRUTH, edge_figures
 from benchmarks.report.exact import exact_figures
-from benchmarks.report.plots import curves
 from benchmarks.report.published import ROWS
 from benchmarks.report.settings import Settings, settings_of
 from benchmarks.report.writing import COLUMNS, agreed, write_report
@@ -219,11 +218,6 @@ def test_a_cell_is_measured_once(tmp_path: Path) -> None:
     assert len(count) == 1
     assert list(json.loads((tmp_path / "timings.json").read_text())) == ["edges-ioi-0"]
     assert "seconds" not in (tmp_path / "cells" / "edges-ioi-0.json").read_text()
-
-
-def test_a_curve_is_drawn_where_its_points_are() -> None:
-    drawn = curves("t", {"a": [(1, 0), (10, 0.5), (100, 2)]}, ("n", "f"), logarithmic=True)
-    assert 'points="46.0,286.0 256.0,156.0 466.0,26.0"' in drawn, "cut to 1 at the top"
 
 
 def test_gpt2_is_never_silently_absent(monkeypatch: pytest.MonkeyPatch) -> None:

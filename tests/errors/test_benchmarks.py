@@ -11,7 +11,6 @@ from benchmarks.baselines import acdc, discrete_codes, eap_ig_activations, eap_i
 from benchmarks.edges import EdgeModel, Pairs, Patching
 from benchmarks.faithfulness import Settings, stored
 from benchmarks.report.cells import Cells
-from benchmarks.report.plots import curves
 from benchmarks.role_circuits import ask
 from benchmarks.scores import bootstrap_jaccard, faithfulness, roc_points
 from benchmarks.tasks.texts import text_pairs
@@ -139,12 +138,6 @@ MISTAKES = [
         lambda _: text_pairs("months", make_tokenizer(), 2),
         ValueError,
         ("months: vocabulary not present", "0 of 2", "Give a model"),
-    ),
-    Mistake(
-        "a plot without points",
-        lambda _: curves("ROC", {}, ("x", "y")),
-        ValueError,
-        ("curves('ROC')", "no points", "one curve or more"),
     ),
 ]
 
