@@ -139,8 +139,10 @@ def rows_of_nodes(
                 }
             )
         )
-        for pos in named.pos.unique().tolist():
-            here = (named.pos == pos).nonzero().flatten()
+        order, counts = named.pos.argsort(stable=True), named.pos.bincount().tolist()
+        for pos, here in enumerate(order.split(counts)):
+            if not len(here):
+                continue
             source = NodesAt(layer, named.pos[here], named.index[here])
             through = isinstance(layer, HeldAttentionSAE)
             row, stages = here.cpu() + count, (layer.reads_at,)
