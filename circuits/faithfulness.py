@@ -120,8 +120,9 @@ class Faithfulness:
     def _minimal(self) -> list[str]:
         if self.minimality.empty:
             return []
-        least = self.minimality["gap"].min()
-        return [f"minimal? each of the {len(self.minimality)} strongest matters by {least:.1%}"]
+        gaps = self.minimality["gap"]
+        least = f"{self.minimality['name'].loc[gaps.idxmin()]} ({gaps.min():.1%})"
+        return [f"minimal? of the {len(gaps)} strongest nodes least of all matters {least}"]
 
 
 def recovered(nodes: Any, faithful: Any, points: Mapping[str, tuple[int | float, float]]) -> str:
