@@ -3,6 +3,7 @@
 import dataclasses
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -222,10 +223,10 @@ def through(run: Run, reads: Reads, other: Any, head: Any) -> Tensor:
     alone[:, head.index * size : (head.index + 1) * size] = passage.reading[
         :, head.index * size : (head.index + 1) * size
     ]
-    passage.reading = alone
-    for query, ahead in enumerate(passage.ahead(written, other.active.pos)):
-        there = slice(len(ahead))
-        total[:, there] += (reads.vector[:, 0] @ ahead.T) * reads.factor[:, 0, query, None]
+    with mock.patch.object(HeadPassage, "reading", alone):
+        for query, ahead in enumerate(passage.ahead(written, other.active.pos)):
+            there = slice(len(ahead))
+            total[:, there] += (reads.vector[:, 0] @ ahead.T) * reads.factor[:, 0, query, None]
     return total
 
 
