@@ -34,6 +34,7 @@ SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Of the active nodes and errors of each prompt."""
 AIM = 0.1
 """The share at which the complement is measured."""
+RANDOM = ("random", 0.0)
 GATES: Mapping[str, GateRule] = {"gate, absolute": "absolute", "gate, signed": "signed"}
 
 
@@ -61,12 +62,16 @@ class Learned:
         self.kept_in: dict[Part, torch.Tensor] = {}
         """In how many prompts `trace` kept a node by default."""
         self.training = settings.training
-        generator = torch.Generator().manual_seed(0)
         for one in train[: settings.training]:
-            self._add(one, generator, influence=influence)
+            self._add(one, influence=influence)
         self.scores = {key: average.mean() for key, average in self.averages.items()}
+        generator = torch.Generator().manual_seed(0)
+        self.scores[RANDOM] = {  # of nodes that were active at all, however often
+            part: torch.rand(ever.shape, generator=generator) * ever
+            for part, ever in self.scores[RANDOM].items()
+        }
 
-    def _add(self, one: Asked, generator: torch.Generator, *, influence: bool) -> None:
+    def _add(self, one: Asked, *, influence: bool) -> None:
         active = active_nodes(values_of(one.run))
         n_nodes = sum(int(mask.sum()) for mask in active.values())
         for rule, gate in GATES.items():
@@ -76,9 +81,7 @@ class Learned:
         every = {"ungated": ungated_scores(one), "gradient × activation": gradient_scores(one)}
         if influence:
             every["influence"] = influence_of_nodes(one)
-        every["random"] = {
-            part: torch.rand(mask.shape, generator=generator) for part, mask in active.items()
-        }
+        every[RANDOM[0]] = {part: mask.float() for part, mask in active.items()}
         for rule, scores in every.items():
             self._book(rule, 0.0, one, scores)
         for part, score in default_scores(one).items():

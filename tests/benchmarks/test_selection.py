@@ -13,7 +13,7 @@ import torch
 from benchmarks.global_neighbours import drops, in_neighbours, strongest_features
 from benchmarks.predicted import correlations
 from benchmarks.selection.keeping import Average, reference_values, values_alone
-from benchmarks.selection.measuring import Settings, means_of_rules, measure
+from benchmarks.selection.measuring import RANDOM, Learned, Settings, means_of_rules, measure
 from benchmarks.selection.prompts import ROLES, Asked, asked, prompts
 from benchmarks.selection.rules import (
     free_gradients,
@@ -150,6 +150,23 @@ def test_good_rules_beat_chance() -> None:
     assert 0 < rules["default, in 5 %"]["share"] <= rules["default, union"]["share"] < 1
     mean = means_of_rules({"one": found, "two": found})
     assert mean["random"]["0.1"] == pytest.approx(rules["random"]["0.1"][0])
+
+
+def test_chance_takes_nodes_that_are_seldom_active_as_often_as_others() -> None:
+    """A number a node and role, 0 where it never was active; not a mean of draws, which tells."""
+    model = bundled("lorsa")
+    with torch.no_grad():
+        learned = Learned(model, "ioi", Settings(1, 4, 4), influence=False)
+    random_scores, seen = learned.scores[RANDOM], learned.averages[RANDOM].count
+    places = [random_scores[part] for part in random_scores]
+    counts = torch.cat([seen[part].flatten() for part in random_scores])
+    drawn = torch.cat([one.flatten() for one in places])
+    assert torch.equal(drawn > 0, counts > 0)
+    often, seldom = drawn[counts > 2], drawn[(counts > 0) & (counts <= 2)]
+    assert min(len(often), len(seldom)) > 300
+    for some in (often, seldom):
+        assert abs(float((some > 0.9).float().mean()) - 0.1) < 0.05
+        assert abs(float(some.mean()) - 0.5) < 0.05
 
 
 def test_intervals_are_of_the_ratio_of_means() -> None:
