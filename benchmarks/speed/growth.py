@@ -8,7 +8,7 @@ what is changed, by least squares. Bytes are what a call adds to anonymous memor
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from math import log10
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,10 +81,13 @@ def plots(found: dict[str, Any]) -> dict[str, str]:
             }
             if over == "tokens" and unit == "MB":
                 lines["patterns"] = [(row[over], log10(row["pattern MB"] or 0.1)) for row in rows]
+            heights = [y for line in lines.values() for _, y in line]
             made[f"growth-{over}-{unit.lower()}.svg"] = chart(
                 f"{word} against {over}",
                 (over, f"log10 of {word}"),
                 lines=lines,
+                low=floor(min(heights)),
+                high=ceil(max(heights)),
                 logarithmic=True,
             )
     return made
