@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from math import isfinite, log10
 
-WIDTH, HEIGHT, LEFT, TOP = 420, 260, 46, 26
+WIDTH, HEIGHT, LEFT, TOP = 420, 260, 54, 26
 LEGEND = 190
 COLOURS = ("#0b62a4", "#d1495b", "#3c8d40", "#8a5fbf", "#c98a16", "#2a9d9d", "#7a7a7a", "#a0522d")
 Points = Sequence[Sequence[int | float]]
@@ -57,7 +57,7 @@ def chart(
     ]
     for value in (low, (low + high) / 2, high):
         parts.append(
-            f'<text x="{LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+            f'<text x="{LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
         )
     for value, anchor in ((left, "start"), (stop, "end")):
         parts.append(
