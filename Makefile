@@ -12,7 +12,7 @@ demo: install
 # What CI runs: format, lint, types, tests (docstrings' examples and notebooks included).
 test: install check browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
-	$(BIN)/python -m pytest -q --nbmake notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake notebooks/*.ipynb
 
 # A browser for the tests of the page; without one they are skipped.
 browser:

@@ -1,4 +1,4 @@
-"""The training of the model: GPT-2 in small, on all four tasks at once.
+"""The training of a bundled model: GPT-2 in small, on all its tasks at once.
 
 Every step takes one batch of each task. The loss of a task is the mean cross-entropy where the
 task determines what follows, plus `other_weight` times the mean over all other positions (the
@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.four_tasks.batches import BOS_ID, PAD_ID, Batch, collate, draw
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import FIVE_TASKS
 from benchmarks.tasks.vocabulary import token_strings
 from replacement.training.loop import run_steps
 from replacement.training.settings import RunSettings
@@ -38,22 +38,20 @@ class ModelSettings(RunSettings):
     induction: int = 32
     bracket: int = 40
     greater_than: int = 96
+    sequence: int = 0
 
-    def examples(self, task: str) -> int:
-        """Return the number of examples of a task in one step."""
-        return {
-            "ioi": self.ioi,
-            "induction": self.induction,
-            "bracket": self.bracket,
-            "greater_than": self.greater_than,
-        }[task]
+    @property
+    def examples(self) -> dict[str, int]:
+        """The number of examples in one step, by task; none of a task that is not trained."""
+        numbers = {task: getattr(self, task) for task in FIVE_TASKS}
+        return {task: number for task, number in numbers.items() if number}
 
 
 def build(settings: ModelSettings) -> GPT2LMHeadModel:
     """Return the untrained model."""
     torch.manual_seed(settings.seed)
     config = GPT2Config(
-        vocab_size=len(token_strings()),
+        vocab_size=len(token_strings(sequences=settings.sequence > 0)),
         n_positions=settings.positions,
         n_embd=settings.width,
         n_layer=settings.layers,
@@ -96,8 +94,8 @@ def one_step(
     """Return each task's loss after one optimiser step on fresh data."""
     optimizer.zero_grad()
     losses = {}
-    for task in TASKS:
-        examples = draw(task, "train", settings.examples(task), seed=f"{settings.seed}/{step}")
+    for task, count in settings.examples.items():
+        examples = draw(task, "train", count, seed=f"{settings.seed}/{step}")
         loss = task_loss(model, collate(examples), settings.other_weight)
         loss.backward()
         losses[task] = loss.item()

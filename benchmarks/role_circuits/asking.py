@@ -15,6 +15,8 @@ from replacement.prompts import single_token
 from replacement.run import Run
 from replacement.target import Target
 
+REST = "other"
+"""The role of positions without one."""
 DRAWS = 100
 """So many draws a wanted prompt, before a vocabulary counts as not present."""
 
@@ -26,8 +28,8 @@ class Asked:
     target: Target
     """Mean logit of the right words less that of the wrong ones, after the last word."""
     other: Run
-    roles: Mapping[str, int]
-    """Position by role; what has none is the role `other`."""
+    roles: Mapping[str, Sequence[int]]
+    """Positions by role, each in one; what has none is of the role `other`."""
     answer: str
     """The right word; of several, the first."""
 
@@ -41,11 +43,11 @@ class Asked:
         return contrasted(self.target, self.other)
 
     @property
-    def where(self) -> dict[str, list[int]]:
+    def where(self) -> dict[str, Sequence[int]]:
         """The positions of every role, `other` among them."""
-        named = set(self.roles.values())
+        named = {pos for places in self.roles.values() for pos in places}
         rest = [pos for pos in range(len(self.run.tokens)) if pos not in named]
-        return {**{name: [pos] for name, pos in self.roles.items()}, "other": rest}
+        return {**self.roles, REST: rest}
 
 
 def ask(
@@ -91,10 +93,8 @@ def _asked(model: ReplacementModel, one: Counterfactual) -> Asked:
         ids = [single_token(spell(word), tokenizer, model.weights.d_vocab) for word in words]
         return model.run([tokenizer.bos_token_id, *ids])
 
-    clean, roles = run(one.clean), {}
-    for name, places in one.roles.items():
-        if name != "CHANGED" and len(places) == 1 and places[0] not in roles.values():
-            roles[name] = places[0]
+    named = {name: places for name, places in one.roles.items() if name != "CHANGED"}
+    clean, roles = run(one.clean), _once_each({"BOS": (0,), **named})
     right, wrong = (_mean(clean, list(map(spell, words))) for words in (one.right, one.wrong))
     return Asked(right - wrong, run(one.corrupt), roles, one.right[0])
 
@@ -105,10 +105,22 @@ def _asked_text(model: ReplacementModel, one: TextPair) -> Asked:
     clean, other = (
         model.run([*start, *token_ids(text, tokenizer)]) for text in (one.clean, one.corrupt)
     )
-    found = one.positions(tokenizer, bos=one.bos)
-    roles = {name: pos for name, pos in found.items() if pos != found["END"]}
+    places = {name: (pos,) for name, pos in one.positions(tokenizer, bos=one.bos).items()}
+    roles = {"BOS": (0,), **places} if one.bos else places
     target = _mean(clean, one.right) - _mean(clean, one.wrong)
-    return Asked(target, other, roles | {"END": found["END"]}, one.right[0])
+    return Asked(target, other, _once_each(roles), one.right[0])
+
+
+def _once_each(roles: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Every position in one role: where several name it, END's, else the first's."""
+    found: dict[str, Sequence[int]] = {}
+    taken = set[int]()
+    for name, places in sorted(roles.items(), key=lambda item: item[0] != "END"):
+        free = [pos for pos in places if pos not in taken]
+        if free:
+            found[name] = free
+            taken |= {*free}
+    return found
 
 
 def _mean(run: Run, tokens: Sequence[str]) -> Target:

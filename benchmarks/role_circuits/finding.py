@@ -1,17 +1,25 @@
 """All of it for one task: traced over prompts, the fewest parts chosen, tested on others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from benchmarks.role_circuits.asking import Asked, ask
-from benchmarks.role_circuits.keeping import Kept, Part, keep, smallest, strongest_nodes
+from benchmarks.role_circuits.keeping import (
+    Kept,
+    Part,
+    keep,
+    means_over,
+    smallest,
+    strongest_nodes,
+)
 from benchmarks.role_circuits.naming import heads_named, promoted_by
 from circuits import AverageCircuit, trace_many
+from circuits.contrasting import contrasted
 from replacement.model import ReplacementModel
+from replacement.target import Target
 
-CHOSEN_BY = 8
-"""Prompts by which the size of a circuit is chosen."""
 NAMED = 16
 """Parts, strongest first, whose heads are named."""
 
@@ -24,6 +32,10 @@ class Found:
     """What wrote the answer, patterns held: the mean over prompts."""
     changed: AverageCircuit
     """What made it differ from the counterfactual, through queries and keys too."""
+    apart: AverageCircuit | None
+    """Likewise from another prompt of the task, where most words are others: what has to be there
+    and is the same in the counterfactual, as the token that is asked about. None where no two
+    prompts have one length."""
     parts: list[Part]
     """The circuit: the fewest of the strongest parts of both that keep the metric."""
     kept: Kept
@@ -32,24 +44,29 @@ class Found:
     neurons: pd.DataFrame
 
 
-def averages(asked: list[Asked], *, max_nodes: int = 1000) -> tuple[AverageCircuit, AverageCircuit]:
-    """Return two mean circuits of prompts: of each run, and of its contrast."""
+def averages(
+    asked: Sequence[Asked], *, max_nodes: int = 1000
+) -> tuple[AverageCircuit, AverageCircuit, AverageCircuit | None]:
+    """Return mean circuits of prompts: of runs, of contrasts, and of contrasts with each other."""
     roles = {id(one.run): one.roles for one in asked}
-    written = trace_many(
-        (one.target for one in asked),
-        roles=lambda run: roles[id(run)],
-        threshold=1e-5,
-        max_nodes=max_nodes,
-        progress=False,
-    )
-    changed = trace_many(
-        (one.difference for one in asked),
-        roles=lambda pair: roles[id(pair.clean)],
-        threshold=1e-5,
-        max_nodes=max_nodes,
-        progress=False,
-    )
-    return written, changed
+
+    def mean(targets: Sequence[Target]) -> AverageCircuit:
+        return trace_many(
+            targets,
+            roles=lambda run: roles[id(getattr(run, "clean", run))],
+            threshold=1e-5,
+            max_nodes=max_nodes,
+            progress=False,
+        )
+
+    others = [_other_prompt(number, asked) for number in range(len(asked))]
+    apart = [
+        contrasted(one.target, other.run)
+        for one, other in zip(asked, others, strict=True)
+        if other is not None
+    ]
+    written, changed = mean([one.target for one in asked]), mean([one.difference for one in asked])
+    return written, changed, mean(apart) if apart else None
 
 
 def find(
@@ -62,15 +79,22 @@ def find(
 ) -> Found:
     """Return a task's circuit in a model; arguments and errors as of `ask`.
 
-    Prompts that are traced, give the means that other nodes are set to, choose the size, and give
-    the figures are different ones, but for the traced ones, which are part of the means as well.
+    `prompts` are traced, twice as many others choose the size, and as many others again give the
+    figures; what other nodes are set to are means over the first two.
     """
-    asked = ask(model, task, 3 * prompts + CHOSEN_BY, seed=seed, published=published)
-    traced, means = asked[:prompts], asked[: 2 * prompts]
-    choosing, fresh = asked[2 * prompts : -prompts], asked[-prompts:]
-    written, changed = averages(traced)
-    order = list(strongest_nodes(written, changed))
+    asked = ask(model, task, 5 * prompts, seed=seed, published=published)
+    traced, choosing, fresh = asked[:prompts], asked[prompts : 3 * prompts], asked[3 * prompts :]
+    means = means_over([*traced, *choosing])
+    written, changed, apart = averages(traced)
+    order = list(strongest_nodes(*filter(None, (written, changed, apart))))
     parts = smallest(order, choosing, means)
     (kept,) = keep(fresh, means, [parts])
     heads = heads_named(fresh, means, parts[:NAMED])
-    return Found(written, changed, parts, kept, heads, promoted_by(model, parts))
+    return Found(written, changed, apart, parts, kept, heads, promoted_by(model, parts))
+
+
+def _other_prompt(number: int, asked: Sequence[Asked]) -> Asked | None:
+    """The next prompt of the same length, all in a circle."""
+    length = len(asked[number].run.tokens)
+    later = [*asked[number + 1 :], *asked[:number]]
+    return next((one for one in later if len(one.run.tokens) == length), None)

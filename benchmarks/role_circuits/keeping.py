@@ -8,17 +8,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from benchmarks.role_circuits.asking import Asked
+from benchmarks.role_circuits.asking import REST, Asked
 from circuits import AverageCircuit
 from circuits.faithfulness import keep_each, share_of
-from circuits.references import ablation_of
+from circuits.references import Ablation
 from replacement.edits import Node
-from replacement.edits.keeping import RunNodes, nodes_of_run
+from replacement.edits.keeping import Part as ModelPart
+from replacement.edits.keeping import RunNodes, mean_values, nodes_of_run
 
 Part = tuple[str, str, int, int, str]
 """kind, sublayer, layer, index and role of a node of a mean circuit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """What nodes are on average over prompts, by role."""
+
+    names: list[str]
+    """Of the roles; the rest of the positions is the last."""
+    values: dict[ModelPart, Float[Tensor, "role _ ..."]]
+
+    def slots(self, one: Asked) -> Int[Tensor, " pos"]:
+        """Return the number of the role of every position; of a role unknown here, the rest's."""
+        return _slots(one, self.names)
+
+    def ablation(self, one: Asked) -> Ablation:
+        """Return how nodes of a prompt are set to the means."""
+        return Ablation("mean", self.values, self.slots(one))
+
+
+def means_over(asked: Sequence[Asked]) -> Means:
+    """Return the means over the runs of prompts, every node real."""
+    names = [*dict.fromkeys(name for one in asked for name in one.where if name != REST), REST]
+    with torch.no_grad():
+        values, _ = mean_values(((one.run, _slots(one, names)) for one in asked), len(names))
+    return Means(names, values)
 
 
 @dataclass(frozen=True)
@@ -57,9 +85,7 @@ def strongest_nodes(*means: AverageCircuit) -> dict[Part, float]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
-def keep(
-    asked: Sequence[Asked], mean_over: Sequence[Asked], sets: Sequence[Sequence[Part]]
-) -> list[Kept]:
+def keep(asked: Sequence[Asked], means: Means, sets: Sequence[Sequence[Part]]) -> list[Kept]:
     """Return what is left of the metric with only each set of parts, and without it."""
     rows, shares = [], []
     for number, one in enumerate(asked):
@@ -67,12 +93,11 @@ def keep(
         masks = [_mask(one, nodes, parts) for parts in sets]
         rng = np.random.default_rng(number)
         drawn = [rng.permutation(mask) for mask in masks]
-        runs, roles = [other.run for other in mean_over], [other.roles for other in mean_over]
-        ablation = ablation_of(one.run, runs, "mean", [one.roles, *roles])
         asked_for = [(np.zeros(len(nodes), dtype=bool), False)]
         asked_for += [(mask, False) for mask in masks] + [(~mask, True) for mask in masks]
         asked_for += [(mask, False) for mask in drawn]
-        values = keep_each([one.target], nodes, asked_for, ablation, batch=None, progress=False)
+        how = means.ablation(one)
+        values = keep_each([one.target], nodes, asked_for, how, batch=None, progress=False)
         rows.append([one.target.value, *values])
         shares.append([mask.mean() for mask in masks])
     model, empty, *rest = np.mean(rows, axis=0).tolist()
@@ -86,22 +111,30 @@ def keep(
 def smallest(
     order: Sequence[Part],
     asked: Sequence[Asked],
-    mean_over: Sequence[Asked],
+    means: Means,
     *,
     alone: int | float = 0.93,
     complement: int | float = 0.3,
 ) -> list[Part]:
-    """Return the first parts of an order that keep the metric, fewest of 10, 20, 40, 80, …
+    """Return the first parts of an order that keep the metric, the fewest of 10, 13, 17, 22, …
 
     All of them where no smaller set does: the circuit was not found.
     """
-    sizes = [10 * 2**power for power in range(12) if 10 * 2**power < len(order)]
-    sizes = sorted({*sizes, *(size * 3 // 2 for size in sizes if size * 3 // 2 < len(order))})
-    sets = [list(order[:size]) for size in [*sizes, len(order)]]
-    for parts, kept in zip(sets, keep(asked, mean_over, sets), strict=True):
+    size = 10
+    while size < len(order):
+        (kept,) = keep(asked, means, [order[:size]])
         if kept.alone >= alone and kept.complement <= complement:
-            return parts
-    return sets[-1]
+            break
+        size = size * 4 // 3
+    return list(order[:size])
+
+
+def _slots(one: Asked, names: Sequence[str]) -> Int[Tensor, " pos"]:
+    slots = torch.full((len(one.run.tokens),), len(names) - 1, device=one.run.logits.device)
+    for name, places in one.where.items():
+        if name in names:
+            slots[list(places)] = names.index(name)
+    return slots
 
 
 def _mask(one: Asked, nodes: RunNodes, parts: Sequence[Part]) -> Bool[np.ndarray, " node"]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attribution.vocabulary import feature_tokens
 from benchmarks.role_circuits.asking import Asked
-from benchmarks.role_circuits.keeping import Part, keep
+from benchmarks.role_circuits.keeping import Means, Part, keep
 from replacement.model import ReplacementModel
 
 LOOKS = 0.4
@@ -27,16 +27,14 @@ PLACES = ("duplicate", "induction", "previous token", "itself", "first token")
 """Places named by the tokens, the most telling first; all others are roles."""
 
 
-def heads_named(
-    asked: Sequence[Asked], mean_over: Sequence[Asked], parts: Sequence[Part]
-) -> pd.DataFrame:
+def heads_named(asked: Sequence[Asked], means: Means, parts: Sequence[Part]) -> pd.DataFrame:
     """Return a row for each head among the parts: where it looks, what it writes, what it is for.
 
     Columns: role (where it acts), looks at, share (of its attention), copies, suppresses (shares of
     prompts), name, and `without`: the share of the metric left when it alone is mean-ablated there.
     """
     heads = [part for part in parts if part[0] == "head"]
-    left = keep(asked, mean_over, [[part] for part in heads])
+    left = keep(asked, means, [[part] for part in heads])
     rows = []
     for part, kept in zip(heads, left, strict=True):
         looked = [_looks(one, part) for one in asked if part[4] in one.where]
@@ -88,7 +86,7 @@ def _looks(one: Asked, part: Part) -> dict[str, float]:
     run, (_, _, layer, head, role) = one.run, part
     ids = run.token_ids.tolist()
     found: dict[str, float] = defaultdict(float)
-    places = {pos: name for name, pos in one.roles.items()}
+    places = {pos: name for name, several in one.roles.items() for pos in several}
     queries = one.where[role]
     for query in queries:
         attention = _pattern(run, layer)[head, query].tolist()

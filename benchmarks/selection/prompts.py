@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.tasks import TASKS
-from benchmarks.tasks.bracket import CLOSERS, MAX_DEPTH
+from benchmarks.tasks.bracket import MAX_DEPTH, by_depth
 from benchmarks.tasks.example import Example, Split
-from benchmarks.tasks.vocabulary import PAIRS, WORD_POOL, spell
+from benchmarks.tasks.vocabulary import WORD_POOL, spell
 from replacement.prompts import single_token
 from replacement.run import Run
 from replacement.target import Target, sum_of
@@ -79,17 +78,10 @@ def _prompt(task: str, rng: random.Random, split: Split) -> Prompt:
     asked = [number for number, one in enumerate(example.answers) if one.kind == "close"]
     number = rng.choice(asked)
     answer = example.answers[number]
-    depths = accumulate((word in PAIRS) - (word in CLOSERS) for word in example.words)
-    places = zip(example.words, depths, strict=True)
-    kinds = {(_kind(*place), pos): pos for pos, place in enumerate(places, start=1)}
+    depths = by_depth(example.words).items()
+    kinds = {(name, pos): pos for name, places in depths for pos in places}
     named = {"OPENER": example.roles["OPENER"][number], "END": answer.pos}
     return _named(task, example, answer.right, answer.wrong, {**kinds, **named})
-
-
-def _kind(word: str, depth: int) -> str:
-    if word not in PAIRS and word not in CLOSERS:
-        return word
-    return f"{'open' if word in PAIRS else 'shut'} {depth}"
 
 
 def _named(

@@ -14,6 +14,7 @@ asked there is never part of training.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.tasks.example import Answer, Example, Split, belongs
@@ -82,6 +83,22 @@ def write(brackets: tuple[str, ...]) -> Example:
     }
     words = (*brackets, "close", ":", *closing, ".")
     return Example("bracket", words, answers, roles, ("bracket", *brackets[:KEY_LENGTH]))
+
+
+def by_depth(words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the positions of a text by role: brackets by the depth they leave, other words.
+
+    >>> by_depth(["(", "[", "]", "close"])
+    {'open 1': (1,), 'open 2': (2,), 'shut 1': (3,), 'close': (4,)}
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    depth = 0
+    for pos, word in enumerate(words, start=1):
+        depth += (word in PAIRS) - (word in CLOSERS)
+        kind = "open" if word in PAIRS else "shut"
+        name = f"{kind} {depth}" if word in PAIRS or word in CLOSERS else word
+        found[name] = (*found.get(name, ()), pos)
+    return found
 
 
 def bracket(rng: random.Random, split: Split) -> Example:

@@ -24,7 +24,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.edges.pairs import Pairs
-from benchmarks.tasks.bracket import bracket
+from benchmarks.tasks.bracket import bracket, by_depth
 from benchmarks.tasks.example import Example
 from benchmarks.tasks.greater_than import START_YEARS, greater_than
 from benchmarks.tasks.induction import induction
@@ -49,7 +49,8 @@ class Counterfactual:
     probability: bool
     """True where the metric is a difference of probabilities, False where of logits."""
     roles: Mapping[str, tuple[int, ...]]
-    """Positions by part, BOS being 0; "END" predicts the answer, "CHANGED" differs."""
+    """Positions by part, BOS being 0; "END" predicts the answer, "CHANGED" differs. A position can
+    have several names."""
 
 
 def _changed(
@@ -114,7 +115,18 @@ def greater_than_earliest(rng: random.Random) -> Counterfactual:
         (answer,), (year,) = example.answers, example.roles["YY"]
         if example.words[year - 1] != EARLIEST:
             metric = (answer.right, answer.wrong)
-            return _changed(example, answer.pos, year, EARLIEST, metric, example.roles)
+            roles = {**example.roles, **_by_word(example.words[: answer.pos])}
+            return _changed(example, answer.pos, year, EARLIEST, metric, roles)
+
+
+def _by_word(words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The position of every word, of a word's second occurrence "to 2"."""
+    seen: dict[str, int] = {}
+    found = {}
+    for pos, word in enumerate(words, start=1):
+        seen[word] = seen.get(word, 0) + 1
+        found[word if seen[word] == 1 else f"{word} {seen[word]}"] = (pos,)
+    return found
 
 
 def induction_other(rng: random.Random) -> Counterfactual:
@@ -124,7 +136,8 @@ def induction_other(rng: random.Random) -> Counterfactual:
     place = rng.randrange(len(first) - 1)
     changed, end = first[place + 1], second[place]
     word = rng.choice([word for word in WORD_POOL if word not in example.words])
-    roles = {"PREVIOUS": (first[place],), "SOURCE": (changed,)}
+    copies = {"FIRST": first, "SECOND": tuple(pos for pos in second if pos <= end)}
+    roles = {"PREVIOUS": (first[place],), "SOURCE": (changed,), **copies}
     metric = ((example.words[changed - 1],), (word,))
     return _changed(example, end, changed, word, metric, roles)
 
@@ -139,7 +152,8 @@ def bracket_other(rng: random.Random) -> Counterfactual:
     other = rng.choice([one for one in PAIRS if one != kind])
     end = example.answers[number].pos
     metric = ((PAIRS[kind],), (PAIRS[other],))
-    return _changed(example, end, opener, other, metric, {"OPENER": (opener,)})
+    roles = {"OPENER": (opener,), **by_depth(example.words[:end])}
+    return _changed(example, end, opener, other, metric, roles)
 
 
 RULES: Final[Mapping[str, Callable[[random.Random], Counterfactual]]] = MappingProxyType(

@@ -9,15 +9,14 @@ hand: what is drawn is one token, and both texts of a pair are of one length.
   behind, descriptions of 3 and 2 words. Names and nouns are the more common half of theirs. Their
   metric takes the *largest* wrong logit; `Pairs` are linear, so here it is the mean of the wrong
   ones, which is not to be compared with published values (`TextPair.largest_wrong` is).
-* numerals, number_words, months (Lan et al. 2023, 2311.04131): "Van done in 1. … Sun done in" is
-  continued by 5. Corrupt: random members, none the successor of the one before, nor the answer in
-  front of the gap. Metric: logit(next) − logit(last member). Nouns: five of theirs and ours.
+* numerals, number_words, months (sequence.py, Lan et al. 2023, 2311.04131): "Van done in 1. … Sun
+  done in" is continued by 5. Corrupt: random members, none the successor of the one before, nor the
+  answer in front of the gap. Metric: logit(next) − logit(last member). Nouns: five of theirs and ours.
 * gendered_pronoun (Mathwin et al. 2023): "So Mary is such a really great friend, isn't" she.
   Corrupt: "That person is …". Metric: logit of the right pronoun − the other's.
 * ioi, greater_than, sva_…: sentences.py.
 """
 
-import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -28,8 +27,9 @@ import torch
 
 from benchmarks.edges.pairs import Pairs
 from benchmarks.tasks.sentences import SENTENCES
+from benchmarks.tasks.sequence import SHOWN, sentences, unordered
 from benchmarks.tasks.text_pair import TextPair, Words, split_words, token_ids
-from benchmarks.tasks.vocabulary import IOI_NAMES
+from benchmarks.tasks.vocabulary import IOI_NAMES, MEMBERS, THINGS, spell
 from replacement.prompts import single_token
 
 ARGUMENTS: Final = split_words(
@@ -55,18 +55,6 @@ NOUNS: Final = split_words(
     hospital method unit detail wall computer amount president chapter property oil column piece
     crime population dark
     """
-)
-THINGS: Final = ("Van", "Hat", "Ring", "Desk", "Sun", "Lamp", "Book", "Ball", "Cup", "Door")
-MEMBERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "numerals": tuple(str(number) for number in range(1, 13)),
-        "number_words": split_words(
-            "one two three four five six seven eight nine ten eleven twelve"
-        ),
-        "months": split_words(
-            "January February March April May June July August September October November December"
-        ),
-    }
 )
 FEMALE: Final = frozenset(
     split_words(
@@ -108,21 +96,18 @@ def docstring(rng: random.Random, words: Words) -> TextPair:
 def _sequence(kind: str) -> Callable[[random.Random, Words], TextPair]:
     def draw(rng: random.Random, words: Words) -> TextPair:
         members = MEMBERS[kind]
-        start = rng.randrange(len(members) - 4)
-        run = members[start : start + 5]
-        things = rng.sample(words(THINGS), 5)
-        while True:
-            others = rng.sample(members, 4)
-            places = [members.index(one) for one in others]
-            follows = any(b == a + 1 for a, b in itertools.pairwise(places))
-            if not follows and others[-1] not in (run[3], run[4]):
-                break
+        start = rng.randrange(len(members) - SHOWN)
+        *shown, last, following = members[start : start + SHOWN + 1]
+        things = rng.sample(words(THINGS), SHOWN + 1)
+        others = unordered(rng, members)
+        while others[-1] in (last, following):
+            others = unordered(rng, members)
 
-        def text(shown: Sequence[str]) -> str:
-            done = [f"{thing} done in {one}." for thing, one in zip(things, shown, strict=False)]
-            return " ".join([*done, f"{things[4]} done in"])
+        def text(members: Sequence[str]) -> str:
+            return "".join(map(spell, sentences(things, members))).removeprefix(" ")
 
-        return TextPair(kind, text(run[:4]), text(others), (f" {run[4]}",), (f" {run[3]}",))
+        clean, corrupt = text([*shown, last]), text(others)
+        return TextPair(kind, clean, corrupt, (f" {following}",), (f" {last}",))
 
     return draw
 

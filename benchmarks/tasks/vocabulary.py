@@ -1,10 +1,12 @@
-"""The words of the four tasks, and the tokenizer that reads them.
+"""The words of the tasks, and the tokenizers that read them: of four tasks, and of five.
 
 Every word is one token and carries its leading space (" Mary"), as in GPT-2, so a text means the
 same with or without a space in front. Punctuation carries none; brackets and two-digit years
 carry one.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -91,15 +93,33 @@ WORD_POOL: Final = IOI_NAMES + OTHER_NAMES + PLACES + OBJECTS + EVENTS + ADJECTI
 """Words of which random sequences are made."""
 
 
-def token_strings() -> tuple[str, ...]:
+THINGS: Final = ("Van", "Hat", "Ring", "Desk", "Sun", "Lamp", "Book", "Ball", "Cup", "Door")
+MEMBERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "numerals": tuple(str(number) for number in range(1, 13)),
+        "number_words": _words("one two three four five six seven eight nine ten eleven twelve"),
+        "months": _words(
+            "January February March April May June July August September October November December"
+        ),
+    }
+)
+"""What sequences run through, by their kind; those of two digits are among the years."""
+
+
+def token_strings(*, sequences: bool = False) -> tuple[str, ...]:
     """Return every token as it is spelt in the vocabulary, in the order of the ids.
+
+    The words of sequences, if they are wanted, come last: all other ids are the same without them.
 
     >>> token_strings()[:4]
     ('<bos>', '<pad>', '<unk>', ',')
     """
     brackets = tuple(PAIRS) + tuple(PAIRS.values())
-    spaced = tuple(f" {word}" for word in brackets + YEARS + GRAMMAR + WORD_POOL)
-    tokens = (BOS, PAD, UNK, *PUNCTUATION, *spaced)
+    words = brackets + YEARS + GRAMMAR + WORD_POOL
+    if sequences:
+        members = tuple(one for listed in MEMBERS.values() for one in listed if one not in YEARS)
+        words += ("done", *THINGS, *members)
+    tokens = (BOS, PAD, UNK, *PUNCTUATION, *(f" {word}" for word in words))
     if len(set(tokens)) != len(tokens):
         twice = sorted({token for token in tokens if tokens.count(token) > 1})
         raise ValueError(
@@ -135,14 +155,16 @@ def _normalizer() -> normalizers.Normalizer:
     )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(*, sequences: bool = False) -> PreTrainedTokenizerFast:
     """Return the word-level tokenizer: BOS in front, one token a word, decoding concatenates.
+
+    `sequences`: also of the words of sequences.
 
     >>> tokenizer = make_tokenizer()
     >>> tokenizer.decode(tokenizer("When Mary and John").input_ids)
     '<bos> When Mary and John'
     """
-    ids = {token: index for index, token in enumerate(token_strings())}
+    ids = {token: index for index, token in enumerate(token_strings(sequences=sequences))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.normalizer = _normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]"), "isolated")

@@ -84,7 +84,7 @@ def test_it_is_the_greedy_order(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
                     nodes_by_influence(many, number), step_by_step(many, number), strict=True
                 )
             )
-            for number in range(2, len(columns))
+            for number in range(2, min(len(columns), 12))
         ]
         assert any(differ)
 

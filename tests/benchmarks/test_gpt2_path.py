@@ -54,7 +54,7 @@ def test_published_prompts_are_asked_as_their_authors_do() -> None:
     for task, bos in (("ioi", False), ("greater_than", True)):
         for one in ask(small(), task, 3, published=True):
             assert (one.run.tokens[0] == gpt2_shape.END) == bos
-            assert one.roles["END"] == len(one.run.tokens) - 1
+            assert one.roles["END"] == [len(one.run.tokens) - 1]
             changed = "S2" if task == "ioi" else "YY"
             tokens, others = one.run.tokens, one.other.tokens
             places = [k for k, token in enumerate(tokens) if token != others[k]]

@@ -15,10 +15,10 @@ BAR = 0.9
 
 
 def test_it_is_found_in_random_sequences(tmp_path: Path) -> None:
-    """100 of them, with heads and with Lorsa: mover, previous-token head on the key side, current
+    """40 of them, with heads and with Lorsa: mover, previous-token head on the key side, current
     token on the query side. As users run it: without the type checks of the tests."""
     written = tmp_path / "found.json"
-    command = [sys.executable, "-m", "benchmarks.induction_circuit", "--count", "100"]
+    command = [sys.executable, "-m", "benchmarks.induction_circuit", "--count", "40"]
     done = subprocess.run(
         [*command, "-o", str(written)], cwd=ROOT, capture_output=True, text=True, check=False
     )

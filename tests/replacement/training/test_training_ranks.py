@@ -111,7 +111,7 @@ def test_killed_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     began = time.monotonic()
     assert codes(started("transcoders", 2, tmp_path / "whole")) == {0}
     usual, moments, hits = time.monotonic() - began, random.Random(2), 0
-    while hits < 3:
+    while hits < 2:
         ranks = started("transcoders", 2, tmp_path / "killed")
         time.sleep(moments.uniform(0.3, 0.9) * usual)
         victim = moments.choice(ranks)

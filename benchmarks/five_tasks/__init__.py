@@ -1,0 +1,1 @@
+"""The second bundled model: the four tasks and sequence continuation in one vocabulary."""
