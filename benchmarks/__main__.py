@@ -15,7 +15,8 @@ from benchmarks.report.agreement import agreement_figures
 from benchmarks.report.bases import basis_figures
 from benchmarks.report.cells import Cells, Figures
 from benchmarks.report.circuits import circuit_figures
-from benchmarks.report.edges import cross_figures, edge_figures
+from benchmarks.report.cross import cross_figures, second_figures
+from benchmarks.report.edges import edge_figures
 from benchmarks.report.exact import exact_figures
 from benchmarks.report.settings import settings_of
 from benchmarks.report.writing import write_report
@@ -58,10 +59,11 @@ def main(
     found = {task: seeds[0]["circuit"] for task, seeds in edges.items()}
     several = "-".join(["tasks", *chosen])
     cross = (
-        cells.get("cross", several, lambda: cross_figures(found, settings))
+        cells.get("cross", several, lambda: cross_figures(settings.model, found, settings))
         if len(chosen) > 1
         else None
     )
+    second = cells.get("second", settings.second_model, lambda: second_figures(settings))
     for program in tqdm(settings.programs, desc="exact models"):
         for variant in settings.variants:
             exact.append(
@@ -77,6 +79,7 @@ def main(
         "bases": bases,
         "circuits": circuits,
         "cross": cross,
+        "second": second,
         "exact": exact,
     }
     write_report(output, measured, settings)

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-BUNDLED = ("four-tasks",)
+BUNDLED = ("four-tasks", "five-tasks")
 ARGUMENTS = {
     "mlp": "mlp",
     "cross-layer": "mlp",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import FIVE_TASKS, TASKS
 
 TEMPLATE = """\
 ---
@@ -214,7 +214,7 @@ def _frontier_row(row: dict[str, Any]) -> str:
 
 
 def _label(name: str) -> str:
-    return f"{name} examples a step" if name in TASKS else name.replace("_", " ")
+    return f"{name} examples a step" if name in FIVE_TASKS else name.replace("_", " ")
 
 
 def _setting_rows(columns: list[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The figures of a model on held-out prompts of the four tasks.
+"""The figures of a bundled model on held-out prompts of its tasks.
 
 Four measures are taken at every answer; each task names the one it is judged by (`TRIALS`):
  * `argmax`: of the whole vocabulary, a right token is the likeliest;
@@ -8,7 +8,7 @@ Four measures are taken at every answer; each task names the one it is judged by
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from benchmarks.four_tasks.batches import collate, token_ids
-from benchmarks.tasks import TASKS, Answer, Example
+from benchmarks.tasks import FIVE_TASKS, Answer, Example
 from benchmarks.tasks.induction import random_words, sentences
-from benchmarks.tasks.vocabulary import OTHER_NAMES, spell
+from benchmarks.tasks.vocabulary import MEMBERS, OTHER_NAMES, spell
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _of_kind(kind: str) -> Callable[[Example, Answer], bool]:
 
 
 def _held_out(task: str) -> Callable[[random.Random], Example]:
-    return lambda rng: TASKS[task](rng, "held_out")
+    return lambda rng: FIVE_TASKS[task](rng, "held_out")
 
 
 TRIALS: Final = {
@@ -77,16 +77,21 @@ TRIALS: Final = {
     "bracket, at full depth": Trial(_held_out("bracket"), _of_kind("depth"), "argmax", 0.99),
 }
 """The four tasks first, then parts of them."""
+FIVE_TRIALS: Final = TRIALS | {
+    f"sequence, {kind}": Trial(_held_out("sequence"), _of_kind(kind), "argmax", 0.99)
+    for kind in MEMBERS
+}
+"""Also of sequence continuation."""
 
 
 def judged(name: str, figures: Figures) -> float:
     """Return the one figure by which a test is judged."""
-    return asdict(figures)[TRIALS[name].measure]
+    return asdict(figures)[FIVE_TRIALS[name].measure]
 
 
 def held_out_examples(name: str, count: int, *, seed: int) -> list[Example]:
     """Return `count` held-out examples of a test that have an answer that counts."""
-    test = TRIALS[name]
+    test = FIVE_TRIALS[name]
     rng = random.Random(f"evaluate/{seed}/{name}")
     examples: list[Example] = []
     while len(examples) < count:
@@ -96,16 +101,20 @@ def held_out_examples(name: str, count: int, *, seed: int) -> list[Example]:
     return examples
 
 
-def evaluate(model: nn.Module, count: int = 1000, *, seed: int = 0) -> dict[str, Figures]:
+def evaluate(
+    model: nn.Module, count: int = 1000, *, seed: int = 0, trials: Collection[str] = TRIALS
+) -> dict[str, Figures]:
     """Return the figures of every test on `count` held-out prompts each."""
-    return {name: measure(model, name, count, seed=seed) for name in TRIALS}
+    return {name: measure(model, name, count, seed=seed) for name in trials}
 
 
 @torch.no_grad()
 def measure(model: nn.Module, name: str, count: int = 1000, *, seed: int = 0) -> Figures:
     """Return the figures of one test on `count` held-out prompts."""
     examples = held_out_examples(name, count, seed=seed)
-    parts = [_measure_batch(model, batch, TRIALS[name].counts) for batch in _batches(examples, 100)]
+    parts = [
+        _measure_batch(model, batch, FIVE_TRIALS[name].counts) for batch in _batches(examples, 100)
+    ]
     answers = torch.cat(parts)
     argmax, preferred, share, bits = answers.double().mean(0).tolist()
     return Figures(len(examples), len(answers), argmax, preferred, share, bits)

@@ -73,8 +73,30 @@ PROMPTS = (
 )
 
 
-def save_model(model: GPT2LMHeadModel, folder: Path) -> None:
-    """Write the model as stored, its tokenizer and the prompts."""
+SEQUENCES = (
+    Prompt(
+        "numerals",
+        "Van done in 3. Hat done in 4. Ring done in 5. Desk done in 6. Sun done in",
+        " 7",
+        " 6",
+    ),
+    Prompt(
+        "number_words",
+        "Lamp done in two. Sun done in three. Cup done in four. Book done in five. Van done in",
+        " six",
+        " five",
+    ),
+    Prompt(
+        "months",
+        "Door done in May. Hat done in June. Ball done in July. Ring done in August. Lamp done in",
+        " September",
+        " August",
+    ),
+)
+
+
+def save_model(model: GPT2LMHeadModel, folder: Path, *, sequences: bool = False) -> None:
+    """Write the model as stored, its tokenizer and the prompts, with those of sequences or not."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = GPT2LMHeadModel(model.config)
     stored.load_state_dict(model.state_dict())
@@ -82,8 +104,9 @@ def save_model(model: GPT2LMHeadModel, folder: Path) -> None:
         weight.data = weight.data.to(STORED_IN)
     stored.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
-    make_tokenizer().save_pretrained(folder)
-    write_json(folder / "prompts.json", [asdict(prompt) for prompt in PROMPTS])
+    make_tokenizer(sequences=sequences).save_pretrained(folder)
+    prompts = PROMPTS + SEQUENCES if sequences else PROMPTS
+    write_json(folder / "prompts.json", [asdict(prompt) for prompt in prompts])
 
 
 def load_model(folder: Path) -> GPT2LMHeadModel:

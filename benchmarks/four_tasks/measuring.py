@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import GPT2LMHeadModel
 
-from benchmarks.four_tasks.evaluate import TRIALS, Figures, evaluate, judged
+from benchmarks.four_tasks.evaluate import FIVE_TRIALS, Figures, evaluate, judged
 from benchmarks.four_tasks.folder import load_model, weight_files
 from benchmarks.four_tasks.layer_data import held_out_batches
 from benchmarks.four_tasks.layer_kinds import KINDS, load_kind
@@ -39,12 +39,7 @@ def measure_folder(folder: Path, count: int = 1000) -> dict[str, Any]:
     return {
         "prompts_per_test": count,
         "seed": 0,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-        },
+        "versions": versions(),
         "weights_sha256": weight_files(folder),
         "bytes": {
             path.relative_to(folder).as_posix(): path.stat().st_size
@@ -54,7 +49,7 @@ def measure_folder(folder: Path, count: int = 1000) -> dict[str, Any]:
         "model": {
             "settings": asdict(ModelSettings()),
             "parameters": model.num_parameters(),
-            "tests": _tests(evaluate(model, count)),
+            "tests": tests_of(evaluate(model, count)),
         },
         "layers": {
             kind: {
@@ -84,14 +79,25 @@ def measure_in_place(model: GPT2LMHeadModel, sets: Sets, count: int) -> dict[str
     attentions = next((layers for kind, layers in sets.items() if kind != "transcoders"), None)
     losses = measure_model(model, held_out_batches(count), mlps=mlps, attentions=attentions)
     with replaced(model, mlps=mlps, attentions=attentions):
-        return {"tests": _tests(evaluate(model, count)), **asdict(losses)}
+        return {"tests": tests_of(evaluate(model, count)), **asdict(losses)}
 
 
-def _tests(figures: dict[str, Figures]) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Return what the figures were measured with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+
+
+def tests_of(figures: dict[str, Figures]) -> dict[str, Any]:
+    """Return each test's figures beside what they are judged by."""
     return {
         name: {
-            "measure": TRIALS[name].measure,
-            "bar": TRIALS[name].bar,
+            "measure": FIVE_TRIALS[name].measure,
+            "bar": FIVE_TRIALS[name].bar,
             "reached": judged(name, found),
             **asdict(found),
         }

@@ -5,6 +5,7 @@ cells.py      one measurement in one file: what is there is not done again
 edges.py      a task's edges by every method: recovery against patching, faithfulness, controls
 agreement.py  single nodes: scores against activation patching
 bases.py      circuits of nodes: neurons against transcoder features
+cross.py      what tasks share: circuits on one another's prompts, also in a second model
 exact.py      programs whose circuit is known
 circuits.py   a task's circuit with the roles of its heads
 published.py  rows of GPT-2 small, with what is needed to fill them

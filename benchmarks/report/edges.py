@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -47,7 +48,8 @@ from benchmarks.scores import (
     roc_points,
     trapezoid_area,
 )
-from benchmarks.tasks.counterfactuals import counterfactuals, pairs_of
+from benchmarks.tasks.counterfactuals import RULES, counterfactuals, pairs_of
+from benchmarks.tasks.texts import pairs_of_texts, text_pairs
 from circuits import load
 from replacement.model import ReplacementModel
 
@@ -146,17 +148,41 @@ def acdc_row(
         "curve": {str(int(kept.sum())): judge.faithfulness(kept) for kept in circuits}
     }
     if 0 < int(truth.sum()) < len(truth):
-        rates = [
-            (float(kept[~truth].float().mean()), float(kept[truth].float().mean()))
-            for kept in circuits
-        ]
-        points = [(0.0, 0.0), *rates, (1.0, 1.0)]
+        kept = torch.stack(list(circuits)).double()
+        points = acdc_points(kept[:, ~truth], kept[:, truth])
         row |= {
             "pessimistic area": pessimistic_area(points),
+            "pessimistic area, interval": acdc_interval(kept[:, ~truth], kept[:, truth]),
             "trapezoid area": trapezoid_area(points),
             "ROC": pareto(points),
         }
     return row
+
+
+def acdc_points(
+    wrong: Float[Tensor, "circuit false"], right: Float[Tensor, "circuit true"]
+) -> list[tuple[float, float]]:
+    """Return the rates of false and of true edges in each circuit, between none and all."""
+    rates = zip(wrong.mean(1).tolist(), right.mean(1).tolist(), strict=True)
+    return [(0.0, 0.0), *rates, (1.0, 1.0)]
+
+
+def acdc_interval(
+    wrong: Float[Tensor, "circuit false"],
+    right: Float[Tensor, "circuit true"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % interval of the pessimistic area, edges of both kinds drawn again."""
+    source = np.random.default_rng(seed)
+
+    def again(side: Float[Tensor, "circuit edge"]) -> Float[Tensor, "circuit edge"]:
+        return side[:, torch.from_numpy(source.integers(side.shape[1], size=side.shape[1]))]
+
+    areas = [pessimistic_area(acdc_points(again(wrong), again(right))) for _ in range(resamples)]
+    low, high = np.percentile(areas, [2.5, 97.5]).tolist()
+    return low, high
 
 
 def divergence(model: EdgeModel, pairs: Pairs, kept: Bool[Tensor, " edge"]) -> float:
@@ -166,38 +192,19 @@ def divergence(model: EdgeModel, pairs: Pairs, kept: Bool[Tensor, " edge"]) -> f
     return kl_divergence(whole, runs.logits(kept.to(whole.dtype)))
 
 
-def cross_figures(circuits: dict[str, list[int]], settings: Settings) -> Figures:
-    """Return what every task's circuit of edges keeps of every task's metric, and their overlap."""
-    source = load(settings.model, mlp="neurons", attention="heads")
-    model = EdgeModel(source)
-    masks = {}
-    for task, edges in circuits.items():
-        masks[task] = torch.zeros(model.graph.n_edges, dtype=torch.bool)
-        masks[task][edges] = True
-    kept: dict[str, Any] = {}
-    for task in circuits:
-        judge = Judge(model, train_and_test(source, task, 0, settings)[1])
-        kept[task] = {name: judge.faithfulness(mask) for name, mask in masks.items()}
-    alike = {
-        one: {
-            other: float((mask & masks[other]).sum() / (mask | masks[other]).sum())
-            for other in masks
-        }
-        for one, mask in masks.items()
-    }
-    return {"faithfulness": kept, "overlap": alike}
-
-
 def train_and_test(
     source: ReplacementModel, task: str, seed: int, settings: Settings
 ) -> tuple[Pairs, Pairs]:
-    """Return pairs to score by, and others to measure on."""
+    """Return pairs to score by, and others to measure on; sequences as they are published."""
     tokenizer, d_vocab = source.tokenizer, source.weights.d_vocab
-    train, test = (
-        pairs_of(counterfactuals(task, count, seed=2 * seed + half), tokenizer, d_vocab)
-        for half, count in enumerate((settings.pairs, settings.test_pairs))
-    )
-    return train, test
+
+    def drawn(count: int, seed: int) -> Pairs:
+        if task in RULES:
+            return pairs_of(counterfactuals(task, count, seed=seed), tokenizer, d_vocab)
+        texts = text_pairs(task, tokenizer, count, seed=seed)
+        return pairs_of_texts(texts, tokenizer, d_vocab, bos=texts[0].bos)
+
+    return drawn(settings.pairs, 2 * seed), drawn(settings.test_pairs, 2 * seed + 1)
 
 
 def _reset(source: ReplacementModel, pairs: Pairs, seed: int) -> Float[Tensor, " edge"]:

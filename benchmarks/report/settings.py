@@ -11,6 +11,8 @@ class Settings:
     """What every figure of a report depends on."""
 
     model: str
+    second_model: str
+    """One that continues sequences as well."""
     pairs: int
     """Pairs to score edges by."""
     test_pairs: int
@@ -21,7 +23,7 @@ class Settings:
     variants: tuple[str, ...]
     """Of each program, as in `benchmarks.truth.measure.VARIANTS`."""
     prompts: int
-    """To trace a task's circuit over, and as many to test it on."""
+    """To trace a task's circuit over; twice as many choose its size, and test it."""
     basis_prompts: int
     """Likewise, where the neuron and the transcoder basis are compared."""
     acdc_pairs: int
@@ -40,12 +42,16 @@ class Settings:
         }
 
 
+SECOND = "five-tasks"
+
+
 def settings_of(model: str, *, quick: bool) -> Settings:
     """Return the settings of a whole report, or of one within five minutes."""
     if quick:
         some = ("induction", "symbolic_ioi", "count_greater", "reverse", "or_gate", "and_gate")
         return Settings(
             model,
+            SECOND,
             pairs=16,
             test_pairs=16,
             seeds=1,
@@ -61,13 +67,14 @@ def settings_of(model: str, *, quick: bool) -> Settings:
         )
     return Settings(
         model,
+        SECOND,
         pairs=200,
         test_pairs=60,
         seeds=1,
         program_pairs=10,
         programs=tuple(PROGRAMS),
         variants=("plain", "rotated, dummies"),
-        prompts=32,
+        prompts=64,
         basis_prompts=24,
         acdc_pairs=16,
         acdc_thresholds=(0.001, 0.01, 0.03, 0.1, 0.3),

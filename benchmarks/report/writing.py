@@ -40,7 +40,7 @@ def write_report(folder: Path, measured: dict[str, Any], settings: Settings) -> 
     """Write all files of a report into a folder.
 
     `measured`: "edges" (task → one figure set a seed), "agreement", "bases", "circuits", "cross",
-    "exact".
+    "second", "exact".
     """
     sections: list[Section] = []
     for task, seeds in measured["edges"].items():
@@ -52,7 +52,8 @@ def write_report(folder: Path, measured: dict[str, Any], settings: Settings) -> 
     for task, found in measured["circuits"].items():
         sections.append(_circuit_section(folder, task, found, settings))
     if measured["cross"]:
-        sections.append(_cross_section(folder, measured["cross"], settings))
+        sections.append(_cross_section(folder, settings.model, measured["cross"], settings))
+    sections.append(_cross_section(folder, settings.second_model, measured["second"], settings))
     sections.append(_exact_section(folder, measured["exact"], settings))
     sections.append(_published_section(folder))
     write_json(folder / "figures.json", agreed(measured))
@@ -92,6 +93,8 @@ def agreed(measured: dict[str, Any]) -> dict[str, Any]:
         "agreement": measured["agreement"],
         "bases": measured["bases"],
         "circuits": circuits,
+        "cross": measured["cross"],
+        "second": measured["second"],
         "exact": exact,
     }
 
@@ -255,9 +258,10 @@ def _circuit_section(folder: Path, task: str, found: dict[str, Any], settings: S
     heads.to_csv(folder / f"heads-{task}.csv", index=False)
     picture = folder / "pictures" / f"{task}.svg"
     protocol = (
-        f"Parts (heads and neurons, by role) of the mean of {settings.prompts} traces and "
-        f"contrasts, strongest first, as many as keep 93 % of the metric on other prompts; on "
-        f"{settings.prompts} more: {found['parts']} parts, {found['share of nodes']:.2%} of the "
+        f"Parts (heads and neurons, by role) of the mean of {settings.prompts} traces, of their "
+        "contrasts with counterfactuals and of those with each other, strongest first, as many as "
+        f"keep 93 % of the metric on {2 * settings.prompts} other prompts; on as many "
+        f"more: {found['parts']} parts, {found['share of nodes']:.2%} of the "
         f"nodes, alone {found['alone']:.1%} of the metric with all others mean-ablated by role, "
         f"complement {found['complement']:.1%}, as many nodes at random {found['random']:.1%}. "
         "`without`: the metric with that head alone mean-ablated at its role. The picture shows "
@@ -267,17 +271,19 @@ def _circuit_section(folder: Path, task: str, found: dict[str, Any], settings: S
     return f"Circuit: {task}", protocol, tables, [picture.read_text(encoding="utf-8")]
 
 
-def _cross_section(folder: Path, cross: dict[str, Any], settings: Settings) -> Section:
+def _cross_section(folder: Path, model: str, cross: dict[str, Any], settings: Settings) -> Section:
     kept = pd.DataFrame(cross["faithfulness"]).T.rename_axis("metric of").reset_index()
     alike = pd.DataFrame(cross["overlap"]).rename_axis("circuit of").reset_index()
-    kept.to_csv(folder / "cross-faithfulness.csv", index=False)
-    alike.to_csv(folder / "overlap.csv", index=False)
+    name = model.replace("/", "--")
+    kept.to_csv(folder / f"cross-faithfulness-{name}.csv", index=False)
+    alike.to_csv(folder / f"overlap-{name}.csv", index=False)
     protocol = (
-        "Circuits of the contrast's top tenth of edges, draw 0, on "
-        f"{settings.test_pairs} pairs. First: the share of the row's metric that the column's "
-        "circuit keeps. Second: edges of both over edges of either."
+        f"Circuits of the contrast's top tenth of edges in {model}, draw 0, {settings.pairs} pairs "
+        f"to score by and {settings.test_pairs} others. First: the share of the row's metric that "
+        "the column's circuit keeps (edges outside are resampled). Second: edges of both over "
+        "edges of either; two tenths drawn at random share .053 of theirs."
     )
-    return "Circuits across tasks", protocol, [kept, alike], []
+    return f"Circuits across tasks: {model}", protocol, [kept, alike], []
 
 
 def _exact_section(folder: Path, cells: Sequence[dict[str, Any]], settings: Settings) -> Section:

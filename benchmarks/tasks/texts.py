@@ -11,7 +11,8 @@ hand: what is drawn is one token, and both texts of a pair are of one length.
   ones, which is not to be compared with published values (`TextPair.largest_wrong` is).
 * numerals, number_words, months (sequence.py, Lan et al. 2023, 2311.04131): "Van done in 1. … Sun
   done in" is continued by 5. Corrupt: random members, none the successor of the one before, nor the
-  answer in front of the gap. Metric: logit(next) − logit(last member). Nouns: five of theirs and ours.
+  answer in front of the gap. Metric: logit(next) − logit(last member). Nouns: five of theirs, and
+  ours.
 * gendered_pronoun (Mathwin et al. 2023): "So Mary is such a really great friend, isn't" she.
   Corrupt: "That person is …". Metric: logit of the right pronoun − the other's.
 * ioi, greater_than, sva_…: sentences.py.

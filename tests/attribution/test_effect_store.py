@@ -2,11 +2,9 @@
 
 import dataclasses
 import gc
-import multiprocessing
 import random
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from attribution import effect_request, effect_store
 from attribution.direct_effects import DirectEffects, direct_effects, plan_effects
 from attribution.effect_store import MANIFEST, EffectStore, StoredBlocks
 from replacement.run import Run
+from tests.ranks import ended, started
 from tests.samples import Case, random_run
 
 CASES = [
@@ -99,28 +98,29 @@ def test_broken_off_after_any_batch_it_goes_on(
     assert_same_bits(direct_effects(MANY_BATCHES, resume=tmp_path), whole)
 
 
-def slow_job(folder: Path) -> None:
-    """Direct effects at a pace that a kill can hit."""
+def at_a_pace(seconds: float) -> None:
+    """Wait before every batch is written, in this process."""
     write = EffectStore.write
 
     def paced(store: EffectStore, batch: int, blocks: Any) -> None:
-        time.sleep(0.1)
+        time.sleep(seconds)
         write(store, batch, blocks)
 
     EffectStore.write = paced
-    torch.set_num_threads(1)
+
+
+def job_alone(folder: Path) -> None:
+    """Direct effects at a pace that a kill can hit."""
+    at_a_pace(0.1)
     direct_effects(MANY_BATCHES, resume=folder)
 
 
 def test_killed_it_goes_on(tmp_path: Path) -> None:
     """kill -9 at seeded moments of a process of its own, whose bits are those of this one."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.attribution.test_effect_store"])
     moments, hits, there = random.Random(0), 0, set()
     job = None
     while job is None or job.exitcode != 0:
-        job = server.Process(target=slow_job, args=(tmp_path / "effects",))
-        job.start()
+        (job,) = started(1, job_alone, tmp_path / "effects")
         job.join(moments.uniform(0.1, 0.6) if hits < KILLS else 60)
         job.kill()
         job.join()
@@ -135,18 +135,9 @@ def test_killed_it_goes_on(tmp_path: Path) -> None:
     assert not list((tmp_path / "effects").glob(".*.part"))
 
 
-def rank_of_a_job(rank: int, count: int, port: int, folder: Path, pace: float) -> None:
-    """One process of torchrun's, without the seconds that starting Python takes."""
-    write = EffectStore.write
-
-    def paced(store: EffectStore, batch: int, blocks: Any) -> None:
-        time.sleep(pace)
-        write(store, batch, blocks)
-
-    EffectStore.write = paced
-    torch.set_num_threads(1)
-    where = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=count)
+def share_of_a_job(folder: Path, pace: float) -> None:
+    at_a_pace(pace)
+    dist.init_process_group("gloo")
     effects = direct_effects(MANY_BATCHES, resume=folder)
     dist.destroy_process_group()
     assert len(effects.blocks) == len(direct_effects(MANY_BATCHES).blocks)
@@ -154,20 +145,11 @@ def rank_of_a_job(rank: int, count: int, port: int, folder: Path, pace: float) -
 
 def test_ranks_share_the_rows_and_are_killed(tmp_path: Path) -> None:
     """Two processes fill one folder; one of them, or both, killed -9 until two dozen have hit."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.attribution.test_effect_store"])
     moments, hits, rounds = random.Random(1), 0, 0
     folder = tmp_path / "effects"
     exits: list[Any] = []
     while not exits or any(exits):
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-        pace = 0.3 if hits < SHARED_KILLS else 0.0
-        given = [(rank, 2, port, folder, pace) for rank in range(2)]
-        ranks = [server.Process(target=rank_of_a_job, args=one) for one in given]
-        for rank in ranks:
-            rank.start()
+        ranks = started(2, share_of_a_job, folder, 0.3 if hits < SHARED_KILLS else 0.0)
         if hits < SHARED_KILLS:
             time.sleep(moments.uniform(0.05, 0.5))
             both = moments.random() < 0.5
@@ -176,8 +158,7 @@ def test_ranks_share_the_rows_and_are_killed(tmp_path: Path) -> None:
             ranks[0].join()
             for rank in ranks[1:]:
                 rank.kill()  # as torchrun ends the others
-        for rank in ranks:
-            rank.join(60)
+        ended(ranks)
         exits, rounds = [rank.exitcode for rank in ranks], rounds + 1
         hits += -signal.SIGKILL in exits
         assert set(exits) <= {0, -signal.SIGKILL} and rounds < 60

@@ -4,22 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.report import published
 from benchmarks.report.agreement import agreement_figures
 from benchmarks.report.bases import basis_figures
 from benchmarks.report.cells import Cells, rounded
-from benchmarks.report.edges import TRUTH, edge_figures
+from benchmarks.report.edges import TRUTH, acdc_interval, acdc_points, edge_figures
 from benchmarks.report.exact import exact_figures
 from benchmarks.report.published import ROWS
 from benchmarks.report.settings import Settings, settings_of
 from benchmarks.report.writing import COLUMNS, agreed, write_report
+from benchmarks.scores import pessimistic_area
 
 ROOT = Path(__file__).parent.parent.parent
 STORED = json.loads((ROOT / "benchmarks" / "results" / "quick.json").read_text())
 QUICK = settings_of("four-tasks", quick=True)
 TINY = Settings(
     model="four-tasks",
+    second_model="five-tasks",
     pairs=3,
     test_pairs=2,
     seeds=1,
@@ -112,7 +115,40 @@ def test_stored_figures_say_what_the_report_claims() -> None:
         assert circuit["complement"] < 0.3
 
 
-EMPTY: dict = {"edges": {}, "agreement": {}, "bases": {}, "circuits": {}, "exact": []}
+def test_what_a_task_s_own_circuit_keeps_no_other_does() -> None:
+    """In both models; as many edges at random keep nothing."""
+    for stage, tasks in (("cross", 4), ("second", 7)):
+        kept, alike = STORED[stage]["faithfulness"], STORED[stage]["overlap"]
+        assert len(kept) == len(alike) == tasks
+        for task, row in kept.items():
+            assert row[task] > 0.8, task
+            assert row[task] > max(v for name, v in row.items() if name not in ALIKE | {task}) - 0.1
+            assert abs(row["random"]) < 0.3
+            assert alike[task][task] == 1
+
+
+def test_intervals_of_acdc_are_around_its_area() -> None:
+    source = torch.Generator().manual_seed(0)
+    wrong, right = (
+        (torch.rand(3, n, generator=source) < torch.tensor(p)[:, None]).double()
+        for n, p in ((90, [0.05, 0.1, 0.4]), (10, [0.5, 0.8, 0.9]))
+    )
+    area = pessimistic_area(acdc_points(wrong, right))
+    low, high = acdc_interval(wrong, right)
+    assert low < area < high
+    assert (low, high) == acdc_interval(wrong, right)
+    assert acdc_interval(0 * wrong, right**0) == (1, 1), "perfect circuits have no spread"
+
+
+EMPTY: dict = {
+    "edges": {},
+    "agreement": {},
+    "bases": {},
+    "circuits": {},
+    "cross": None,
+    "second": {},
+    "exact": [],
+}
 
 
 def figures() -> dict:
@@ -155,6 +191,7 @@ def figures() -> dict:
         "bases": {"ioi": {"neurons, contrast": kept}},
         "circuits": {"ioi": circuit},
         "cross": cross,
+        "second": {name: {"months": {"months": 0.75}} for name in cross},
         "exact": [exact],
     }
 
@@ -174,7 +211,8 @@ def test_a_report_has_all_sections_and_says_what_is_missing(
         "Agreement with activation patching",
         "Neurons and transcoder features",
         "Circuit: ioi",
-        "Circuits across tasks",
+        "Circuits across tasks: four-tasks",
+        "Circuits across tasks: five-tasks",
         "Exact models",
     ):
         assert f"## {heading}" in text

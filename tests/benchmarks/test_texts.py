@@ -14,8 +14,7 @@ from benchmarks import gpt2_shape
 from benchmarks.gpt2_shape import pieces
 from benchmarks.tasks.sentences import OBJECTS, OTHERS, PLACES, SUBJECTS
 from benchmarks.tasks.texts import TEXTS, pairs_of_texts, text_pairs
-from benchmarks.tasks.vocabulary import MEMBERS
-from benchmarks.tasks.vocabulary import make_tokenizer
+from benchmarks.tasks.vocabulary import MEMBERS, make_tokenizer
 
 LEFT_OUT = "Mary"
 

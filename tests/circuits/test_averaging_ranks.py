@@ -1,22 +1,20 @@
 """`trace_many` in several processes: the same files as one, and killed again and again."""
 
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("duckdb")
 
 from circuits import averaging
 from circuits.average import AverageCircuit
 from tests.circuits.test_averaging import FILES, averaged, rows
+from tests.ranks import ended, started
 
 COUNT, KILLS = 14, 12
 
@@ -26,13 +24,8 @@ def many() -> list[dict[str, Any]]:
     return rows([[source.randrange(1, 10) for _ in range(4)] for _ in range(2 * COUNT - 1)])
 
 
-def rank_of_a_job(rank: int, count: int, port: int, folder: Path, pace: float) -> None:
-    """One process of torchrun's, without the seconds that starting Python takes."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (rank, rank, count, "127.0.0.1", port)
-    os.environ.update({name: str(one) for name, one in zip(names, values, strict=True)})
-    torch.set_num_threads(1)
-    write = averaging._Job._write
+def share_of_a_job(folder: Path, pace: float) -> None:
+    write, rank, count = averaging._Job._write, os.environ["RANK"], os.environ["WORLD_SIZE"]
 
     def paced(job: Any, place: Path, *given: Any) -> None:
         time.sleep(pace)
@@ -45,32 +38,13 @@ def rank_of_a_job(rank: int, count: int, port: int, folder: Path, pace: float) -
     assert len(mean.prompts) == len(many())
 
 
-def started(count: int, folder: Path, pace: float = 0.0) -> list[Any]:
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.circuits.test_averaging_ranks"])
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    given = [(rank, count, port, folder, pace) for rank in range(count)]
-    ranks = [server.Process(target=rank_of_a_job, args=one) for one in given]
-    for rank in ranks:
-        rank.start()
-    return ranks
-
-
-def ended(ranks: list[Any]) -> set[int]:
-    for rank in ranks:
-        rank.join(120)
-    return {rank.exitcode for rank in ranks}
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
 def test_two_processes_share_the_prompts_and_write_the_same_files(tmp_path: Path) -> None:
     alone = averaged(many(), folder=tmp_path / "alone")
-    assert ended(started(2, tmp_path / "two")) == {0}
+    assert ended(started(2, share_of_a_job, tmp_path / "two", 0.0)) == {0}
     assert content(tmp_path / "two") == content(tmp_path / "alone")
     made = sorted(path.name for path in (tmp_path / "two" / "made").iterdir())
     expected = [f"block-{number:06} by {number % 2} of 2" for number in range(COUNT)]
@@ -85,7 +59,9 @@ def test_killed_again_and_again_they_write_the_same_files(tmp_path: Path) -> Non
     moments, hits, there, rounds = random.Random(2), 0, set(), 0
     folder, codes = tmp_path / "killed", {1}
     while codes != {0}:
-        ranks = started(moments.choice([1, 2, 2]), folder, 0.1 if hits < KILLS else 0.0)
+        ranks = started(
+            moments.choice([1, 2, 2]), share_of_a_job, folder, 0.1 if hits < KILLS else 0.0
+        )
         if hits < KILLS:
             time.sleep(moments.uniform(0.2, 1.2))
             alive = [rank for rank in ranks if rank.is_alive()]

@@ -1,12 +1,10 @@
 """Many prompts: one or more processes, killed at any moment, give the same files; bad lines."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from circuits import many as module
 from circuits.cli import app
 from circuits.many import INDEX, lines_of, trace_lines
 from tests.circuits.folders import PROMPT, save_text_model, text_model, text_transcoders, tokenizer
+from tests.ranks import ended, started
 
 ROOT = Path(__file__).parent.parent.parent
 KILLS = 24
@@ -100,44 +99,21 @@ def test_two_processes_give_the_files_of_one(dtype: str, tmp_path: Path) -> None
 # ---------------------------------------------------------------- killed
 
 
-def rank_of_a_job(rank: int, count: int, port: int, model: Path, file: Path, folder: Path) -> None:
-    """One process of torchrun's, without the seconds that starting Python takes."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (rank, rank, count, "127.0.0.1", port)
-    os.environ.update({name: str(one) for name, one in zip(names, values, strict=True)})
-    torch.set_num_threads(1)
+def share_of_a_job(model: Path, file: Path, folder: Path) -> None:
     trace_lines(load(str(model)), lines_of(file), folder, progress=False)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def test_killed_again_and_again_it_gives_the_same_files(tmp_path: Path) -> None:
     """kill -9 of one rank or of both at seeded moments, until two dozen have hit."""
     save_text_model(tmp_path / "model")
     file = written(tmp_path / "a.jsonl", *prompts(40))
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.circuits.test_many"])
 
     def start(count: int, folder: Path) -> list[Any]:
-        port = free_port()
-        given = (count, port, tmp_path / "model", file, folder)
-        ranks = [server.Process(target=rank_of_a_job, args=(n, *given)) for n in range(count)]
-        for rank in ranks:
-            rank.start()
-        return ranks
+        return started(count, share_of_a_job, tmp_path / "model", file, folder)
 
-    def waited(ranks: list[Any]) -> set[int]:
-        for rank in ranks:
-            rank.join(60)
-        return {rank.exitcode for rank in ranks}
-
-    assert waited(start(1, tmp_path / "whole")) == {0}
+    assert ended(start(1, tmp_path / "whole")) == {0}
     began = time.monotonic()
-    assert waited(start(2, tmp_path / "again")) == {0}
+    assert ended(start(2, tmp_path / "again")) == {0}
     usual = time.monotonic() - began
     whole = content(tmp_path / "whole")
     assert len(whole) == 41 and content(tmp_path / "again") == whole
@@ -150,7 +126,7 @@ def test_killed_again_and_again_it_gives_the_same_files(tmp_path: Path) -> None:
         victims = moments.sample(alive, moments.randint(1, len(alive))) if alive else []
         for rank in [*victims, *(alive if victims else [])]:  # torchrun ends the others
             rank.kill()
-        codes = waited(ranks)
+        codes = ended(ranks)
         assert codes <= {0, -signal.SIGKILL}
         hits += sum(rank.exitcode == -signal.SIGKILL for rank in victims)
         before, there = there, inodes(folder)
@@ -161,7 +137,7 @@ def test_killed_again_and_again_it_gives_the_same_files(tmp_path: Path) -> None:
             there = {}
         broken_off += 0 < len(there) < len(whole) - 1
     assert broken_off >= 5, "kills hit jobs at work"
-    assert waited(start(2, folder)) == {0}
+    assert ended(start(2, folder)) == {0}
     assert content(folder) == whole
 
 

@@ -1,16 +1,13 @@
 """Processes that share the prompts of every step end in the layers that one process trains."""
 
 import dataclasses
-import multiprocessing
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +20,7 @@ from replacement.training import (
     train_transcoders,
 )
 from replacement.training.ranks import own_share
+from tests.ranks import ended, started
 from tests.replacement.training.models_made import SMALL, batches, tiny_model
 
 SETTINGS = {
@@ -58,38 +56,12 @@ def trained(kind: str, folder: Path, data: Any = of_double) -> dict[str, Tensor]
     return found
 
 
-def rank_of_a_job(kind: str, rank: int, count: int, port: int, folder: Path) -> None:
-    """One process of torchrun's, without the seconds that starting Python takes."""
-    torch.set_num_threads(1)
-    where = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=count)
-    found = trained(kind, folder)
-    save_file(found, folder / f"rank-{rank}.safetensors")
+def share_of_a_job(kind: str, folder: Path) -> None:
+    dist.init_process_group("gloo")
+    folder.mkdir(exist_ok=True)
+    save_file(trained(kind, folder), folder / f"rank-{dist.get_rank()}.safetensors")
     dist.barrier()
     dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def started(kind: str, count: int, folder: Path) -> list[Any]:
-    folder.mkdir(exist_ok=True)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.replacement.training.test_training_ranks"])
-    given = (count, free_port(), folder)
-    ranks = [server.Process(target=rank_of_a_job, args=(kind, n, *given)) for n in range(count)]
-    for rank in ranks:
-        rank.start()
-    return ranks
-
-
-def codes(ranks: list[Any]) -> set[int]:
-    for rank in ranks:
-        rank.join(120)
-    return {rank.exitcode for rank in ranks}
 
 
 def off(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -101,7 +73,7 @@ def off(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def test_three_processes_train_the_layers_of_one(kind: str, tmp_path: Path) -> None:
     """Restarts of dead features, at tokens that any process saw, included."""
     alone = trained(kind, tmp_path / "alone")
-    assert codes(started(kind, 3, tmp_path / "three")) == {0}
+    assert ended(started(3, share_of_a_job, kind, tmp_path / "three")) == {0}
     for rank in range(3):
         assert off(load_file(tmp_path / "three" / f"rank-{rank}.safetensors"), alone) < 1e-9
     assert off(trained(kind, tmp_path / "half", halves), alone) > 1e-3, "data do matter"
@@ -109,18 +81,18 @@ def test_three_processes_train_the_layers_of_one(kind: str, tmp_path: Path) -> N
 
 def test_killed_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     began = time.monotonic()
-    assert codes(started("transcoders", 2, tmp_path / "whole")) == {0}
+    assert ended(started(2, share_of_a_job, "transcoders", tmp_path / "whole")) == {0}
     usual, moments, hits = time.monotonic() - began, random.Random(2), 0
     while hits < 2:
-        ranks = started("transcoders", 2, tmp_path / "killed")
+        ranks = started(2, share_of_a_job, "transcoders", tmp_path / "killed")
         time.sleep(moments.uniform(0.3, 0.9) * usual)
         victim = moments.choice(ranks)
         victim.kill()
         for rank in ranks:
             rank.kill()  # as torchrun ends the others
-        codes(ranks)
+        ended(ranks)
         hits += victim.exitcode == -signal.SIGKILL
-    assert codes(started("transcoders", 2, tmp_path / "killed")) == {0}
+    assert ended(started(2, share_of_a_job, "transcoders", tmp_path / "killed")) == {0}
     whole, again = (
         load_file(tmp_path / name / "rank-1.safetensors") for name in ("whole", "killed")
     )
