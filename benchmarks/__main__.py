@@ -3,6 +3,7 @@
 Stages and what they measure: benchmarks/report/. A run that was stopped goes on in its folder.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from benchmarks.report.bases import basis_figures
 from benchmarks.report.cells import Cells, Figures
 from benchmarks.report.circuits import circuit_figures
 from benchmarks.report.cross import cross_figures, second_figures
-from benchmarks.report.edges import edge_figures
+from benchmarks.report.edges import ELIMINATION, edge_figures, elimination_figures
 from benchmarks.report.exact import exact_figures
 from benchmarks.report.settings import settings_of
 from benchmarks.report.writing import write_report
@@ -37,14 +38,16 @@ def main(
     torch.set_num_threads(1)  # sums, and with them the last digits, do not depend on the machine
     settings = settings_of(model, quick=quick)
     cells = Cells(output, settings.as_data())
-    edges, exact = {}, []
-    for task in tqdm(chosen, desc="edges"):
-        edges[task] = [
-            cells.get(
-                "edges", f"{task}-{seed}", lambda t=task, s=seed: edge_figures(t, s, settings)
-            )
-            for seed in range(settings.seeds)
-        ]
+    edges: dict[str, list[Figures]] = {task: [] for task in chosen}
+    exact = []
+    for task, seed in tqdm(list(itertools.product(chosen, range(settings.seeds))), desc="edges"):
+        measured = (
+            cells.get(stage, f"{task}-{seed}", lambda t=task, s=seed, f=figures: f(t, s, settings))
+            for stage, figures in (("edges", edge_figures), ("elimination", elimination_figures))
+        )
+        of_all, of_elimination = measured
+        of_all["methods"][ELIMINATION] = of_elimination
+        edges[task].append(of_all)
 
     def of_tasks(stage: str, measure: Callable[[str], Figures]) -> Figures:
         named = tqdm(chosen, desc=stage)

@@ -137,7 +137,9 @@ def rows(model: str | None = None) -> list[dict[str, Any]]:
 
 
 def table(shown: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as text of 80 columns, model by model."""
+    """Return the rows as text of 80 columns, model by model; a sentence where there are none."""
+    if not shown:
+        return "no trained layers: the model is read through its own neurons and heads"
     lines = [LINE.format("layers", "replaces", "features", "size", "format")]
     for model in dict.fromkeys(row["model"] for row in shown):
         lines += ["", f"{model} (bundled)" if model in BUNDLED else model]

@@ -3,11 +3,13 @@
 Every method returns one signed number per edge, the mean over pairs of prompts (`contrast` and
 `held`: one row a pair): an estimate of how much higher the metric is because the edge carries what
 the clean run wrote and not what the corrupted one did. Positive edges help. ACDC returns a circuit;
-`discrete_codes` the codes of heads, which score heads and, by `pair_edges`, edges between them.
+`eliminated` says in which order edges go; `discrete_codes` gives the codes of heads, which score
+heads and, by `pair_edges`, edges between them.
 """
 
 from benchmarks.baselines.acdc import acdc
 from benchmarks.baselines.discrete_sae import discrete_codes, head_outputs, pair_edges
+from benchmarks.baselines.elimination import eliminated
 from benchmarks.baselines.exhaustive import exhaustive_edges, exhaustive_nodes
 from benchmarks.baselines.gradients import (
     eap,
@@ -27,6 +29,7 @@ __all__ = [
     "eap",
     "eap_ig_activations",
     "eap_ig_inputs",
+    "eliminated",
     "exhaustive_edges",
     "exhaustive_nodes",
     "flow_tables",

@@ -22,6 +22,7 @@ from benchmarks.baselines import (
     eap,
     eap_ig_activations,
     eap_ig_inputs,
+    eliminated,
     exhaustive_edges,
     exhaustive_nodes,
     gradient_activation,
@@ -57,6 +58,7 @@ TRUE = 0.01
 TRUTH = "exhaustive patching"
 OURS = "contrast"
 ACDC = "ACDC"
+ELIMINATION = "backward elimination"
 
 
 def edge_figures(task: str, seed: int, settings: Settings) -> Figures:
@@ -138,6 +140,14 @@ def recovery(scores: Float[Tensor, " edge"], truth: Bool[Tensor, " edge"]) -> di
         **{f"{name}, interval": interval for name, interval in intervals.items()},
         "ROC": pareto(points),
     }
+
+
+def elimination_figures(task: str, seed: int, settings: Settings) -> Figures:
+    """Return what circuits keep whose edges were eliminated one by one, on ACDC's pairs."""
+    source = load(settings.model, mlp="neurons", attention="heads")
+    model = EdgeModel(source)
+    train, test = train_and_test(source, task, seed, settings)
+    return Judge(model, test).figures(eliminated(model, train.part(slice(settings.acdc_pairs))))
 
 
 def acdc_row(

@@ -13,6 +13,7 @@ from benchmarks.baselines import (
     eap,
     eap_ig_activations,
     eap_ig_inputs,
+    eliminated,
     exhaustive_edges,
     exhaustive_nodes,
     flow_tables,
@@ -160,6 +161,34 @@ def test_acdc_finds_the_only_path() -> None:
         names = {name for name, kept in zip(model.graph.names, found, strict=True) if kept}
         assert names == true
     assert not acdc(model, pairs, 1e9).any(), "a threshold nothing reaches takes everything"
+
+
+def test_elimination_leaves_the_only_path_to_the_end() -> None:
+    model, pairs = linear_model(one_path=True), random_pairs()
+    true = {"input->a0.h1<v>", "a0.h1->output"}
+    for share in (0.5, 0.2):
+        when = eliminated(model, pairs, share)
+        assert sorted(when.tolist()) == torch.linspace(0, 1, len(when), dtype=when.dtype).tolist()
+        last = when.argsort(descending=True)[:2].tolist()
+        assert {model.graph.names[edge] for edge in last} == true
+    with pytest.raises(ValueError, match="share=0"):
+        eliminated(model, pairs, 0)
+
+
+def test_elimination_keeps_more_than_scores_do() -> None:
+    """On the pairs it saw: what single patches miss, edges that stand in for one another, it sees.
+    The order turned round keeps nothing."""
+    model, pairs = edge_model("GPT-2"), random_pairs()
+    when, patched = eliminated(model, pairs, 0.25), exhaustive_edges(model, pairs)
+    off = dict.fromkeys(("elimination", "patching", "turned round"), 0.0)
+    for name, scores in zip(off, (when, patched.abs(), 1 - when), strict=True):
+        for count in range(2, model.graph.n_edges, 20):
+            mask = torch.zeros_like(when)
+            mask[scores.argsort(descending=True)[:count]] = 1
+            runs = Patching(model, pairs)
+            whole = pairs.metric(model.logits(runs.clean.final, pairs.end))
+            off[name] += float((runs.metric(mask) - whole).abs().mean())
+    assert off["elimination"] < off["patching"] < off["turned round"]
 
 
 def _helping(model: EdgeModel, pairs: Pairs) -> Pairs:

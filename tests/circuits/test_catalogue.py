@@ -147,6 +147,11 @@ def test_list_needs_no_torch_and_no_hub() -> None:
     assert json.loads(done.stdout) == [[], 0, json.loads(json.dumps(rows("gpt2")))]
 
 
+def test_a_bundled_model_without_layers_says_so() -> None:
+    listed = CliRunner().invoke(app, ["list", "five-tasks"])
+    assert listed.exit_code == 0 and "own neurons and heads" in listed.stdout
+
+
 def test_list_prints_one_model_or_all() -> None:
     one = CliRunner().invoke(app, ["list", "gemma-2-2b"])
     assert one.exit_code == 0 and one.stdout.strip() == table(rows("google/gemma-2-2b")).strip()
