@@ -33,13 +33,24 @@ from benchmarks.baselines import (
     exhaustive_edges,
     gradient_activation,
     held,
+    node_scores,
     random_scores,
     recorded,
     relp,
 )
+from benchmarks.baselines.discrete_sae import heads_of
 from benchmarks.edges import EdgeModel, Pairs, Patching, greedy_circuit, top_circuit
 from benchmarks.four_tasks.folder import write_json
-from benchmarks.scores import MIB_GRID, cmd, cpr, edge_grid, faithfulness
+from benchmarks.published import circuits_of
+from benchmarks.scores import (
+    MIB_GRID,
+    cmd,
+    cpr,
+    edge_grid,
+    faithfulness,
+    pessimistic_area,
+    roc_points,
+)
 from benchmarks.speed.machine import machine_facts
 from benchmarks.tasks.counterfactuals import RULES, counterfactuals, pairs_of
 from benchmarks.tasks.texts import pairs_of_texts, text_pairs
@@ -195,7 +206,25 @@ def measure(cell: tuple[str, int], settings: Settings) -> dict[str, dict[str, An
     for name, one in scores.items():
         both = None if truth is None else torch.stack([one, truth])
         found[name]["Pearson"] = None if both is None else float(torch.corrcoef(both)[0, 1])
+        if settings.published:
+            found[name]["published heads"] = published_heads(model, task, one)
     return rounded(found)
+
+
+def published_heads(
+    model: EdgeModel, task: str, scores: Float[Tensor, " edge"]
+) -> dict[str, float]:
+    """Return how well scores find the heads of each published circuit: the pessimistic area.
+
+    A head's score is the |sum| over the edges it writes to.
+    """
+    heads, found = heads_of(model.graph), {}
+    of_heads = node_scores(model.graph, scores)[heads].abs()
+    for name, circuit in circuits_of(task, model).items():
+        named = {f"a{layer}.h{head}" for layer, head in circuit.heads}
+        truth = torch.tensor([model.graph.writers[head] in named for head in heads])
+        found[name] = pessimistic_area(roc_points(of_heads, truth))
+    return found
 
 
 def drawn(source: ReplacementModel, task: str, seed: int, settings: Settings) -> Pairs:

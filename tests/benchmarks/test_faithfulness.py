@@ -13,6 +13,7 @@ from benchmarks.baselines import eap_ig_inputs, random_scores
 from benchmarks.edges import EdgeModel
 from benchmarks.faithfulness import Judge, Settings, lines_of, secant_rules, stored, summary
 from benchmarks.tasks.counterfactuals import counterfactuals, pairs_of
+from benchmarks.tasks.published import PublishedCircuit
 from circuits import load
 from replacement.secant import SecantRule
 
@@ -50,6 +51,17 @@ def test_a_good_ranking_beats_a_bad_one() -> None:
     assert good["complement"] < 0.1
     assert good["curve"]["479"] == pytest.approx(1)
     assert good["curve"]["0"] == 0
+
+
+def test_heads_of_published_circuits_are_a_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores on the edges these heads write to find them all; on all others, none."""
+    graph = bundled().graph
+    named = PublishedCircuit("IOI, ours", "IOI", "small", "", {"all": ((3, 2), (3, 3))}, ())
+    monkeypatch.setattr(faithfulness, "circuits_of", lambda *_: {named.name: named})
+    true = [graph.writers[writer] in ("a3.h2", "a3.h3") for writer in graph.writer.tolist()]
+    scores = torch.tensor(true).float()
+    assert faithfulness.published_heads(bundled(), "ioi", scores) == {"IOI, ours": 1.0}
+    assert faithfulness.published_heads(bundled(), "ioi", 1 - scores) == {"IOI, ours": 0.0}
 
 
 def test_a_finished_run_is_shown_and_not_made_again(
