@@ -284,10 +284,11 @@ def _cross_section(folder: Path, model: str, cross: dict[str, Any], settings: Se
     kept.to_csv(folder / f"cross-faithfulness-{name}.csv", index=False)
     alike.to_csv(folder / f"overlap-{name}.csv", index=False)
     protocol = (
-        f"Circuits of the contrast's top tenth of edges in {model}, draw 0, {settings.pairs} pairs "
-        f"to score by and {settings.test_pairs} others. First: the share of the row's metric that "
-        "the column's circuit keeps (edges outside are resampled). Second: edges of both over "
-        "edges of either; two tenths drawn at random share .053 of theirs."
+        f"Circuits of edges in {model} by the contrast, draw 0, {settings.pairs} pairs to score by "
+        f"and {settings.test_pairs} others; edges of {cross['of']}, less those on no path: "
+        f"{', '.join(f'{task} {count}' for task, count in cross['edges'].items())}. First: the "
+        "share of the row's metric that the column's circuit keeps (edges outside are resampled). "
+        "Second: edges of both over edges of either."
     )
     return f"Circuits across tasks: {model}", protocol, [kept, alike], []
 

@@ -183,6 +183,7 @@ def figures() -> dict:
         "variant": "plain",
         "rows": [{"method": "contrast", "truth": "resample", "pessimistic_area": 1.0}],
     }
+    sizes = {"edges": {"ioi": 7}, "of": 10}
     cross = {name: {"ioi": {"ioi": 1.0}} for name in ("faithfulness", "overlap")}
     kept = {"nodes": 9.0, "5": [0.5, 0.25, 0.0], "100": [1.0, 0.0, 2.0]}
     return {
@@ -190,8 +191,8 @@ def figures() -> dict:
         "agreement": {"ioi": {"heads": {"nodes": 7, "contrast": 0.875, "EAP": None}}},
         "bases": {"ioi": {"neurons, contrast": kept}},
         "circuits": {"ioi": circuit},
-        "cross": cross,
-        "second": {name: {"months": {"months": 0.75}} for name in cross},
+        "cross": cross | sizes,
+        "second": {name: {"months": {"months": 0.75}} for name in cross} | sizes,
         "exact": [exact],
     }
 
