@@ -65,7 +65,7 @@ def as_pair(asked: Asked) -> Pairs:
     for term in asked.target.terms:
         weights[0, term.index] += term.weight
     end = torch.tensor([len(run.tokens) - 1])
-    return Pairs(run.token_ids[None], asked.other.token_ids[None], end, weights)
+    return Pairs(run.token_ids[None], torch.tensor([*asked.counterfactual])[None], end, weights)
 
 
 def pearson(scores: list[Float[Tensor, " _"]], truth: list[Float[Tensor, " _"]]) -> float | None:

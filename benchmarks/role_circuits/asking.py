@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from benchmarks.tasks.counterfactuals import RULES, Counterfactual
@@ -27,7 +28,8 @@ class Asked:
 
     target: Target
     """Mean logit of the right words less that of the wrong ones, after the last word."""
-    other: Run
+    counterfactual: Sequence[int]
+    """Its token ids."""
     roles: Mapping[str, Sequence[int]]
     """Positions by role, each in one; what has none is of the role `other`."""
     answer: str
@@ -36,6 +38,11 @@ class Asked:
     @property
     def run(self) -> Run:
         return self.target.run
+
+    @cached_property
+    def other(self) -> Run:
+        """The counterfactual, run when it is first asked for."""
+        return self.run.model.run(self.counterfactual)
 
     @property
     def difference(self) -> Target:
@@ -89,22 +96,21 @@ def _fits(one: Counterfactual, model: ReplacementModel) -> bool:
 def _asked(model: ReplacementModel, one: Counterfactual) -> Asked:
     tokenizer: Any = model.tokenizer
 
-    def run(words: Sequence[str]) -> Run:
-        ids = [single_token(spell(word), tokenizer, model.weights.d_vocab) for word in words]
-        return model.run([tokenizer.bos_token_id, *ids])
+    def ids(words: Sequence[str]) -> list[int]:
+        found = [single_token(spell(word), tokenizer, model.weights.d_vocab) for word in words]
+        return [tokenizer.bos_token_id, *found]
 
     named = {name: places for name, places in one.roles.items() if name != "CHANGED"}
-    clean, roles = run(one.clean), _once_each({"BOS": (0,), **named})
+    clean, roles = model.run(ids(one.clean)), _once_each({"BOS": (0,), **named})
     right, wrong = (_mean(clean, list(map(spell, words))) for words in (one.right, one.wrong))
-    return Asked(right - wrong, run(one.corrupt), roles, one.right[0])
+    return Asked(right - wrong, ids(one.corrupt), roles, one.right[0])
 
 
 def _asked_text(model: ReplacementModel, one: TextPair) -> Asked:
     tokenizer: Any = model.tokenizer
     start = [tokenizer.bos_token_id] if one.bos else []
-    clean, other = (
-        model.run([*start, *token_ids(text, tokenizer)]) for text in (one.clean, one.corrupt)
-    )
+    ids, other = ([*start, *token_ids(text, tokenizer)] for text in (one.clean, one.corrupt))
+    clean = model.run(ids)
     places = {name: (pos,) for name, pos in one.positions(tokenizer, bos=one.bos).items()}
     roles = {"BOS": (0,), **places} if one.bos else places
     target = _mean(clean, one.right) - _mean(clean, one.wrong)

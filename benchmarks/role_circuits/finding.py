@@ -37,7 +37,7 @@ class Found:
     and is the same in the counterfactual, as the token that is asked about. None where no two
     prompts have one length."""
     parts: list[Part]
-    """The circuit: the fewest of the strongest parts of both that keep the metric."""
+    """The circuit: the fewest of the strongest parts of these that keep the metric."""
     kept: Kept
     """What is left with only these, on prompts that chose nothing."""
     heads: pd.DataFrame

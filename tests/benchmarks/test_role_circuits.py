@@ -156,7 +156,7 @@ def test_names_on_a_model_whose_heads_are_known() -> None:
     for pair in program.pairs:
         target = target_of(components, pair)
         roles = {"END": [len(pair.clean) - 1]}
-        asked.append(Asked(target, components.run(pair.other), roles, ""))
+        asked.append(Asked(target, pair.other, roles, ""))
     parts = [("head", "attn", 0, 0, "other"), ("head", "attn", 1, 0, "END")]
     table = heads_named(asked, means_over(asked), parts).set_index("head")
     assert table.loc["0.0", "looks at"] == "previous token"
