@@ -147,7 +147,8 @@ def elimination_figures(task: str, seed: int, settings: Settings) -> Figures:
     source = load(settings.model, mlp="neurons", attention="heads")
     model = EdgeModel(source)
     train, test = train_and_test(source, task, seed, settings)
-    return Judge(model, test).figures(eliminated(model, train.part(slice(settings.acdc_pairs))))
+    few = train.part(slice(settings.acdc_pairs))
+    return Judge(model, test).figures(eliminated(model, few, settings.elimination_share))
 
 
 def acdc_row(

@@ -29,6 +29,8 @@ class Settings:
     acdc_pairs: int
     acdc_thresholds: tuple[float, ...]
     """Of KL divergence, in nats."""
+    elimination_share: float
+    """Of the edges still there, taken out in one round of backward elimination."""
     patched_prompts: int
     """Of each task, to patch single nodes in."""
     patched_nodes: int
@@ -62,6 +64,7 @@ def settings_of(model: str, *, quick: bool) -> Settings:
             basis_prompts=4,
             acdc_pairs=4,
             acdc_thresholds=(0.01, 0.1),
+            elimination_share=0.5,
             patched_prompts=4,
             patched_nodes=32,
         )
@@ -78,6 +81,7 @@ def settings_of(model: str, *, quick: bool) -> Settings:
         basis_prompts=24,
         acdc_pairs=16,
         acdc_thresholds=(0.001, 0.01, 0.03, 0.1, 0.3),
+        elimination_share=0.25,
         patched_prompts=16,
         patched_nodes=64,
     )

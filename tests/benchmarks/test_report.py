@@ -33,6 +33,7 @@ TINY = Settings(
     basis_prompts=1,
     acdc_pairs=1,
     acdc_thresholds=(0.5,),
+    elimination_share=0.5,
     patched_prompts=1,
     patched_nodes=3,
 )
