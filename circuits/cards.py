@@ -120,7 +120,10 @@ def read_cards(path: str | Path) -> Cards:
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: there is no such folder. Make one by build_features.")
+        raise FileNotFoundError(
+            f"{path}: there is no such folder. Make one by build_features, at "
+            "the shell `circuits features build`."
+        )
     facts = _facts(path)
     if facts is None:
         raise ValueError(
