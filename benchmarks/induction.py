@@ -33,8 +33,9 @@ def main(
     typer.echo(f"fewest parts that keep it, on other prompts: {found.kept}")
     typer.echo(found.heads.round(2).to_string(index=False))
     typer.echo(found.neurons.to_string(index=False))
-    found.changed.prune(0.5).save(output)
-    typer.echo(f"wrote {output}: the parts that hold half of what the counterfactual changed")
+    drawn = found.changed if found.apart is None else found.apart
+    drawn.prune(0.5).save(output)
+    typer.echo(f"wrote {output}: the parts that hold half of what sets prompts apart")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ def circuit_figures(task: str, settings: Settings, picture: Path) -> Figures:
     model = load(settings.model, mlp="neurons", attention="heads")
     found = find(model, task, settings.prompts)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    found.changed.prune(0.4).save(picture)
+    drawn = found.changed if found.apart is None else found.apart
+    drawn.prune(0.5).save(picture)
     return {
         "target": found.written.value,
         "parts": len(found.parts),

@@ -271,7 +271,7 @@ def _circuit_section(folder: Path, task: str, found: dict[str, Any], settings: S
         f"nodes, alone {found['alone']:.1%} of the metric with all others mean-ablated by role, "
         f"complement {found['complement']:.1%}, as many nodes at random {found['random']:.1%}. "
         "`without`: the metric with that head alone mean-ablated at its role. The picture shows "
-        "the strongest parts of what the counterfactual changed."
+        "the strongest parts of what sets prompts of one length apart."
     )
     tables = [one for one in (heads, neurons) if len(one)]
     return f"Circuit: {task}", protocol, tables, [picture.read_text(encoding="utf-8")]
