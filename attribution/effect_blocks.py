@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -87,12 +87,10 @@ class EffectRows:
             parts = zip(batch, effects.split(sizes), start.constant.split(sizes), strict=True)
             for rows, found, constant in parts:
                 seen = self._seen(rows)
-                values = found.new_empty(
-                    len(rows), 1 + sum(part.stop - part.start for part in seen)
-                )
-                torch.cat([found[:, part] for part in seen], dim=1, out=values[:, :-1])
-                values[:, -1] = constant
-                yield rows, Block(rows.row, self._numbers(seen), values)
+                column = self._numbers(seen)
+                found[:, 0] = constant
+                values = found.index_select(1, self.columns.place[column])
+                yield rows, Block(rows.row, column, values)
 
     def width(self, rows: Rows) -> int:
         """Return how many columns rows see."""
@@ -104,7 +102,7 @@ class EffectRows:
         batch: list[Rows] = []
         size = count = 0
         for group in groups:
-            most = max(1, BATCH_EFFECTS // self._below(group.stage))
+            most = max(1, BATCH_EFFECTS // self.columns.below(group.stage))
             for rows in group.split(max(1, min(most, self.batch_rows // group.n_pos))):
                 size, count = size + len(rows) * rows.n_pos, count + len(rows)
                 fits = size <= self.batch_rows and count <= most and rows.local
@@ -114,10 +112,6 @@ class EffectRows:
                 batch.append(rows)
         if batch:
             yield sorted(batch, key=lambda one: -one.n_pos)
-
-    def _below(self, stage: int) -> int:
-        """How many columns are of parts that a stage can see: they come first."""
-        return self.columns.within(stage - 1, 0, len(self.like)).stop
 
     def _numbers(self, seen: list[slice]) -> Int[Tensor, " column"]:
         own = torch.tensor([len(self.columns.pos) - 1])
@@ -141,33 +135,65 @@ class EffectRows:
 
     def _carry(self, batch: list[Rows], start: Start) -> Float[Tensor, "row column"]:
         """Go down the stages with a batch: rows of one stage, local, or one group."""
-        carried, last = _Carried(batch, start.vector, self.scratch), batch[0].stage
-        n_rows = sum(len(rows) for rows in batch)
-        effects = self.scratch.take("effects", n_rows, self._below(last)).zero_()
+        carried = _Carried(batch, start.vector, self.scratch, self.columns.spans)
+        last, n_rows = batch[0].stage, sum(len(rows) for rows in batch)
+        effects = self.scratch.take("effects", n_rows, self.columns.below(last)).zero_()
         for stage in range(last, -1, -1):
             carried.enter(stage)
-            for pos, targets, gradient in carried.by_position():
-                for _, columns, vectors in self.columns.writes[stage][pos]:
-                    effects[targets, columns].addmm_(gradient, vectors.T)
+            if self.columns.writes[stage] or (stage == 1 and self.columns.seen_ahead):
+                for here, gradient in carried.by_position():
+                    self._meet(here, gradient, stage, effects[here.targets])
             passage = self.passages[stage - 1] if stage else None
             seen_ahead = stage == 1 and self.columns.seen_ahead
             if passage is not None and not seen_ahead:
                 carried.past(passage, stage, self.reads_at[stage - 1], self.precision)
         return effects
 
+    def _meet(
+        self,
+        here: "_Here",
+        gradient: Float[Tensor, "pos target d_model"],
+        stage: int,
+        effects: Float[Tensor, "target place"],
+    ) -> None:
+        """Multiply cotangents at some positions with what was written there."""
+        at = (here.span, here.first, here.first + len(gradient))
+        for writes in self.columns.writes[stage]:
+            vectors = writes.vectors(*at)
+            into = writes.places(effects, *at)[..., : vectors.shape[1]]
+            into += torch.bmm(gradient, vectors.transpose(1, 2)).transpose(0, 1)
+        if stage == 1 and self.columns.seen_ahead:
+            images = self.columns.images[here.first : here.first + len(gradient)]
+            for count, at_pos, image in zip(here.counts, gradient, images, strict=True):
+                effects[:count, 1 : 1 + len(image)].addmm_(at_pos[:count], image.T)
+
+
+class _Here(NamedTuple):
+    """Positions of a span from `first` on, and the targets that have the first one of them."""
+
+    targets: slice
+    span: int
+    first: int
+    counts: list[int]
+    """How many targets have each position: the first ones."""
+    rows: Int[Tensor, "pos target"]
+    """Where their cotangents are; of a target whose cone ends earlier its last one's."""
+
 
 class _Carried:
     """The cotangents of a batch: one vector a row, or one a row and position once spread."""
 
     def __init__(
-        self, batch: list[Rows], vector: Float[Tensor, "row d_model"] | None, scratch: Scratch
+        self,
+        batch: list[Rows],
+        vector: Float[Tensor, "row d_model"] | None,
+        scratch: Scratch,
+        spans: Sequence[tuple[int, int]],
     ) -> None:
-        self.batch, self.scratch = batch, scratch
+        self.batch, self.scratch, self.spans = batch, scratch, spans
         self.cones = [Cone(len(rows), rows.n_pos) for rows in batch]
         self.local = vector is not None
         self.gradient = self._table().zero_() if vector is None else vector
-        self.sorted: Tensor | None = None
-        """A table over positions by position, while that is as it was."""
         self.few: LowRank | None = None
         """The same as few vectors a target, between the first heads and the next."""
         self.later: dict[int, Tensor] = {}
@@ -181,32 +207,40 @@ class _Carried:
         parts = zip(table.split(sizes), self.cones, strict=True)
         return [part.view(cone.n_targets, cone.n_pos, -1) for part, cone in parts]
 
-    def by_position(self) -> Iterator[tuple[int, slice, Float[Tensor, "target d_model"]]]:
-        """Yield every position that has cotangents, of which targets, and these.
+    def by_position(self) -> Iterator[tuple[_Here, Float[Tensor, "pos target d_model"]]]:
+        """Yield all cotangents, some positions at a time."""
+        for here in self._alone if self.local else self._spread_out:
+            table = self.scratch.take("by position", here.rows.numel(), self.scratch.width)
+            torch.index_select(self.gradient, 0, here.rows.flatten(), out=table)
+            yield here, table.view(*here.rows.shape, -1)
+
+    @cached_property
+    def _alone(self) -> list[_Here]:
+        """Where cotangents of one position each are: cone by cone."""
+        found, end = [], 0
+        for count, n_pos in self.cones:
+            start, end = end, end + count
+            rows = torch.arange(start, end, device=self.gradient.device)[None]
+            found.append(_Here(slice(start, end), self._span(n_pos - 1), n_pos - 1, [count], rows))
+        return found
+
+    @cached_property
+    def _spread_out(self) -> list[_Here]:
+        """Where cotangents at all positions of their cones are: span by span.
 
         The cones that reach furthest come first, so that those with a position are the first ones.
         """
-        if self.local:
-            end = 0
-            for n_targets, n_pos in self.cones:
-                start, end = end, end + n_targets
-                yield n_pos - 1, slice(start, end), self.gradient[start:end]
-            return
-        order, counts = self._order
-        if self.sorted is None:
-            self.sorted = self.scratch.take("sorted by position", *self.gradient.shape)
-            torch.index_select(self.gradient, 0, order, out=self.sorted)
-        for pos, here in enumerate(self.sorted.split(counts)):
-            yield pos, slice(0, counts[pos]), here
-
-    @cached_property
-    def _order(self) -> tuple[Int[Tensor, " row"], list[int]]:
-        """The rows of a table over positions by position, then target; how many a position has."""
         sizes = torch.tensor([n_pos for n_targets, n_pos in self.cones for _ in range(n_targets)])
-        first = sizes.cumsum(0) - sizes
-        there = torch.arange(self.cones[0].n_pos)[:, None] < sizes
-        pos, target = there.nonzero().unbind(1)
-        return (first[target] + pos).to(self.gradient.device), there.sum(1).tolist()
+        begins, last, found = sizes.cumsum(0) - sizes, sizes - 1, []
+        for span, (first, end) in enumerate(self.spans[: self._span(int(last[0])) + 1]):
+            pos = torch.arange(first, min(end, int(sizes[0])))[:, None]
+            counts = (pos < sizes).sum(1).tolist()
+            rows = (begins + pos.minimum(last))[:, : counts[0]].to(self.gradient.device)
+            found.append(_Here(slice(0, counts[0]), span, first, counts, rows))
+        return found
+
+    def _span(self, pos: int) -> int:
+        return next(number for number, (_, end) in enumerate(self.spans) if pos < end)
 
     def enter(self, stage: int) -> None:
         """Add what joins at a stage."""
@@ -218,7 +252,7 @@ class _Carried:
 
     def _change(self) -> Tensor:
         """The cotangents, about to be added to."""
-        self.sorted = self.few = None
+        self.few = None
         return self.gradient
 
     def past(self, passage: Passage, stage: int, reads_at: int, precision: str) -> None:
@@ -236,7 +270,7 @@ class _Carried:
             return
         with products_in(precision):
             if few is not None and isinstance(passage, HeadPassage):
-                passage.second(few, self.cones, onto, self.scratch)
+                passage.back(few, self.cones, onto, self.scratch)
             else:
                 passage.back(before, self.cones, onto, self.scratch)
 

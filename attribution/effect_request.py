@@ -94,12 +94,11 @@ class Asked:
         return sum(len(group) * self.rows.width(group) for group in groups)
 
     def _fixed(self) -> int:
-        """Numbers there are whatever the batches: what rows read, columns wrote, heads pass."""
+        """Numbers there are whatever the batches: what rows read, what leaves wrote, heads pass."""
         given = [rows.source for rows in self.groups if isinstance(rows.source, Mapping)]
         reads = sum(one.vector.numel() for source in given for one in source.values())
-        written = sum(
-            vectors.numel() for stage in self.columns.writes for at in stage for *_, vectors in at
-        )
+        kept = [one.leaves for stage in self.columns.writes for one in stage]
+        written = sum(one.numel() for one in [*kept, *self.columns.images])
         passed = sum(
             part.numel()
             for passage in self.passages
@@ -107,7 +106,8 @@ class Asked:
             for part in vars(passage).values()
             if isinstance(part, Tensor)
         )
-        images = 0 if self.first is None else len(self.passages) * written
+        width = self.run.token_writes.shape[1]
+        images = 0 if self.first is None else len(self.passages) * len(self.columns.pos) * width
         return reads + written + passed + images
 
     def _working(self) -> tuple[int, int]:

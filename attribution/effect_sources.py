@@ -3,17 +3,20 @@
 Columns are ordered by sublayer, then position, so that what a target can see of a sublayer is one
 slice: tokens and positions first, then for every sublayer and position its nodes, what its layer
 missed (error), and what it adds whatever is active (bias). The last column is what a target reads
-of constants itself.
+of constants itself. Written vectors are looked up when rows meet them, since all of them together
+take more than a batch at work; positions are met some at a time, in spans, each with as many places
+as its fullest position needs.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from replacement.held import HeadPassage, Passage, Sublayer
@@ -25,14 +28,55 @@ ENTERING = -1
 
 IMAGE_BYTES = 2**28
 """What the images of tokens and positions behind layer 0's attention may take."""
+PADDING = 1.4
+"""A span of positions ends where it would have so many times as many places as columns."""
+SPANS = 8
+"""At least so many spans: what is looked up at once stays small."""
 
 
-class Writes(NamedTuple):
-    """What one part of the columns wrote at one stage and position."""
+class Span(NamedTuple):
+    """Positions `first` to `end - 1` of one part, and where its places begin."""
 
-    part: int
-    columns: slice
-    vectors: Float[Tensor, "column d_model"]
+    first: int
+    end: int
+    begin: int
+    width: int
+    """Places a position."""
+    nodes: Int[Tensor, "pos place"]
+    """Which node has a place, the first where none has; leaves have the last ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Writes:
+    """What one part of the columns wrote at one stage."""
+
+    layer: Sublayer | None
+    """Whose nodes they are; None where there are leaves only."""
+    stage: int
+    leaves: Float[Tensor, "pos leaf d_model"]
+    """What is no node: written at the first stage of the nodes alone."""
+    spans: list[Span]
+    """Of all positions."""
+
+    def vectors(self, number: int, first: int, end: int) -> Float[Tensor, "pos place d_model"]:
+        """Return what was written at positions `first` to `end - 1` of a span."""
+        if self.layer is None:
+            return self.leaves[first:end]
+        span, n_leaves = self.spans[number], self.leaves.shape[1]
+        width = span.width if self.stage == self.layer.writes_at else span.width - n_leaves
+        nodes = span.nodes[first - span.first : end - span.first, :width]
+        made = self.layer.writes(nodes.flatten(), self.stage).view(*nodes.shape, -1)
+        if self.stage == self.layer.writes_at:
+            made[:, width - n_leaves :] = self.leaves[first:end]
+        return made
+
+    def places(
+        self, effects: Shaped[Tensor, "row all_places"], number: int, first: int, end: int
+    ) -> Shaped[Tensor, "row pos place"]:
+        """Return the part of a table of effects that is of positions of a span, as a view."""
+        span = self.spans[number]
+        begin = span.begin + (first - span.first) * span.width
+        return effects[:, begin : begin + (end - first) * span.width].unflatten(1, (-1, span.width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +87,21 @@ class Columns:
     """kind, layer, sublayer, pos, index, activation: one row a column."""
     starts: list[list[int]]
     """Of every part, `ENTERING` last: its columns at position p are `starts[p]:starts[p + 1]`."""
-    writes: list[list[list[Writes]]]
-    """By stage and position."""
+    writes: list[list[Writes]]
+    """By stage."""
+    spans: list[tuple[int, int]]
+    """First and end position of the spans of every part."""
+    place: Int[Tensor, " column"]
+    """Where a column is in a batch's table of effects."""
+    ends: list[int]
+    """Where the places of every part end, `ENTERING` last: parts in order."""
+    images: list[Float[Tensor, "_ d_model"]]
+    """By position: what layer 0's attention passes on there of what enters it, so that rows need
+    not be carried through it. Empty where that is not done."""
     part: Int[Tensor, " column"]
     """`ENTERING`, or the number of the sublayer; of the last column one more than there are."""
     pos: Int[Tensor, " column"]
     """-1 for the last column."""
-    seen_ahead: bool
-    """True if the writes of stage 1 hold what layer 0's attention passes on of what enters it, so
-    that rows need not be carried through it."""
     nodes: list[Int[Tensor, " _"]]
     """Of every sublayer: the columns of its chosen nodes, in node order."""
 
@@ -60,16 +110,48 @@ class Columns:
         starts = self.starts[part]
         return slice(starts[first], starts[end])
 
+    def below(self, stage: int) -> int:
+        """Return how many places there are of parts that a stage can see: they come first."""
+        return self.ends[stage - 1]
+
+    def written(
+        self, stage: int
+    ) -> Iterator[tuple[Int[Tensor, " some"], Float[Tensor, "some d_model"]]]:
+        """Yield columns that write at a stage, and what: images apart."""
+        column = torch.full((max(self.ends),), -1, device=self.place.device)
+        column[self.place] = torch.arange(len(self.place), device=column.device)
+        for writes in self.writes[stage]:
+            for number, span in enumerate(writes.spans):
+                vectors = writes.vectors(number, span.first, span.end)
+                places = writes.places(column[None], number, span.first, span.end)[0]
+                which = places[:, : vectors.shape[1]]
+                yield which[which >= 0], vectors[which >= 0]
+
+    @property
+    def seen_ahead(self) -> bool:
+        """Whether there are images."""
+        return bool(self.images)
+
 
 class _Part(NamedTuple):
-    """One part of the columns before it has its place: rows sorted by position."""
+    """One part of the columns before it has its places: nodes sorted by position, and leaves."""
 
-    pos: Int[Tensor, " row"]
-    rows: pd.DataFrame
-    at: dict[int, tuple[Int[Tensor, " some"], Float[Tensor, "some d_model"]]]
-    """By stage: which rows write there, in order, and what."""
+    layer: Sublayer | None
     nodes: Int[Tensor, " node"]
-    """Which rows are the nodes."""
+    pos: Int[Tensor, " node"]
+    leaves: Float[Tensor, "pos leaf d_model"]
+    columns: list["_Named"]
+    """What nodes are called, then leaves, kind by kind."""
+
+
+class _Named(NamedTuple):
+    """What some columns of one sublayer are called."""
+
+    layer: int
+    sublayer: str
+    kind: list[str]
+    index: Int[Tensor, " column"]
+    activation: Float[Tensor, " column"]
 
 
 def columns_of(
@@ -88,121 +170,143 @@ def columns_of(
     parts = [_entering(run)]
     for layer, nodes, passage in zip(run.sublayers, chosen, passages, strict=True):
         parts.append(_of_sublayer(layer, nodes, passage))
-    own = _table(["bias"], -1, "", torch.tensor([-1]), [-1], [0.0])
-    writes: list[list[list[Writes]]] = [[[] for _ in range(n_pos)] for _ in range(len(parts))]
-    starts, nodes_at, numbers, count = [], [], [], 0
-    for number, part in enumerate(parts, start=ENTERING):
-        bounds = torch.searchsorted(part.pos, torch.arange(n_pos + 1))
-        starts.append((bounds + count).tolist())
-        numbers += [number] * len(part.pos)
-        nodes_at.append(part.nodes + count)
-        for stage, (rows, vectors) in part.at.items():
-            edges = torch.searchsorted(part.pos[rows], torch.arange(n_pos + 1)).tolist()
-            for pos, (first, end) in enumerate(pairwise(edges)):
-                if end > first:  # rows of one stage at one position are next to each other
-                    begin = count + int(rows[first])
-                    columns = slice(begin, begin + end - first)
-                    writes[stage][pos].append(Writes(number, columns, vectors[first:end]))
-        count += len(part.pos)
-    seen_ahead = ahead and _add_images(writes, parts[0], passages[0])
+    counts = [part.pos.bincount(minlength=n_pos) + part.leaves.shape[1] for part in parts]
+    spans = _spans(torch.stack(counts))
+    writes: list[list[Writes]] = [[] for _ in parts]
+    starts, ends, nodes_at, numbers, places, positions, orders = [], [], [], [], [], [], []
+    count, end = 0, 1  # a target's own constants have the first place
+    for number, (part, full) in enumerate(zip(parts, counts, strict=True), start=ENTERING):
+        laid, place, end = _laid_out(part, spans, full, end)
+        pos = torch.cat([part.pos, torch.arange(n_pos).repeat(part.leaves.shape[1])])
+        order = pos.argsort(stable=True)
+        starts.append([count, *(full.cumsum(0) + count).tolist()])
+        ends.append(end)
+        nodes_at.append(order.argsort()[: len(part.nodes)] + count)
+        orders.append(order + count)
+        places.append(place[order])
+        positions.append(pos[order])
+        numbers += [number] * len(pos)
+        stages = (0,) if part.layer is None else part.layer.write_stages
+        layer = part.layer if len(part.nodes) else None
+        for stage in stages if layer else stages[:1]:
+            if len(pos):
+                writes[stage].append(Writes(layer, stage, part.leaves, laid))
+        count += len(pos)
     return Columns(
-        table=pd.concat([*(part.rows for part in parts), own], ignore_index=True),
+        table=_table([one for part in parts for one in part.columns], orders, positions),
         starts=[*starts[1:], starts[0]],
         writes=writes,
+        spans=spans,
+        place=torch.cat([*places, torch.zeros(1, dtype=torch.long)]).to(run.token_writes.device),
+        ends=[*ends[1:], ends[0]],
+        images=_images(parts[0], passages[0]) if ahead else [],
         part=torch.tensor([*numbers, len(passages)]),
-        pos=torch.cat([*(part.pos for part in parts), torch.tensor([-1])]),
+        pos=torch.cat([*positions, torch.tensor([-1])]),
         nodes=nodes_at[1:],
-        seen_ahead=seen_ahead,
     )
 
 
-def _add_images(writes: list[list[list[Writes]]], entering: _Part, passage: Passage | None) -> bool:
-    """Add what enters layer 0 once more, as its attention passes it on to every later position.
+def _spans(counts: Int[Tensor, "part pos"]) -> list[tuple[int, int]]:
+    """Positions next to each other that have about as many columns of every part."""
+    table, begun = counts.numpy(), 0
+    longest = math.ceil(table.shape[1] / SPANS)
+    most, total, spans = table[:, 0], 0, []
+    for pos, here in enumerate(table.T):
+        most, total, length = np.maximum(most, here), total + here.sum(), pos + 1 - begun
+        if length > longest or most.sum() * length > PADDING * total:
+            spans.append((begun, pos))
+            begun, most, total = pos, here, here.sum()
+    return [*spans, (begun, table.shape[1])]
 
-    Two vectors a position are carried up more cheaply than all rows down to them. True if done:
-    not if there are no heads to pass, nor if the images would take too much memory.
+
+def _laid_out(
+    part: _Part, spans: Sequence[tuple[int, int]], full: Int[Tensor, " pos"], begin: int
+) -> tuple[list[Span], Int[Tensor, " column"], int]:
+    """The spans of a part, the places of its nodes and then of its leaves, and where they end."""
+    n_leaves = part.leaves.shape[1]
+    before = torch.cat([full.new_zeros(1), (full - n_leaves).cumsum(0)])
+    laid, of_nodes, of_leaves = [], [], []
+    for first, end in spans:
+        width = int(full[first:end].max())
+        begins = begin + width * torch.arange(end - first)
+        some = slice(int(before[first]), int(before[end]))
+        pos = part.pos[some] - first
+        rank = torch.arange(some.start, some.stop) - before[part.pos[some]]
+        nodes = part.nodes.new_zeros(end - first, width)
+        nodes[pos, rank] = part.nodes[some]
+        laid.append(Span(first, end, begin, width, nodes))
+        of_nodes.append(begins[pos] + rank)
+        of_leaves.append(begins[:, None] + width - n_leaves + torch.arange(n_leaves))
+        begin += width * (end - first)
+    return laid, torch.cat([*of_nodes, torch.cat(of_leaves).T.flatten()]), begin
+
+
+def _images(entering: _Part, passage: Passage | None) -> list[Float[Tensor, "_ d_model"]]:
+    """What enters layer 0 as its attention passes it on to every later position.
+
+    Two vectors a position are carried up more cheaply than all rows down to them. None if there are
+    no heads to pass, or if the images would take too much memory.
     """
-    _, vectors = entering.at[0]
-    n_pos = len(writes[0])
+    vectors = entering.leaves
+    n_pos, n_leaves, _ = vectors.shape
     size = n_pos * vectors.numel() // 2 * vectors.element_size()
     if not isinstance(passage, HeadPassage) or size > IMAGE_BYTES:
-        return False
-    images = passage.ahead(vectors, entering.pos.to(vectors.device))
-    for at_query, image in zip(writes[1], images, strict=True):
-        at_query.append(Writes(ENTERING, slice(0, len(image)), image))
-    return True
+        return []
+    pos = torch.arange(n_pos, device=vectors.device).repeat_interleave(n_leaves)
+    return list(passage.ahead(vectors.flatten(0, 1), pos))
 
 
 def _entering(run: Run) -> _Part:
     """Tokens, and positions where the model has learned ones."""
-    kinds = ["token"]
-    vectors = [run.token_writes]
-    if bool(run.position_writes.any()):
-        kinds, vectors = ["token", "position"], [run.token_writes, run.position_writes]
     places = torch.arange(len(run.tokens))
-    index = {"token": run.token_ids.cpu(), "position": places}
-    rows = [
-        _table([kind] * len(places), -1, "", places, index[kind].tolist(), written.norm(dim=-1))
-        for kind, written in zip(kinds, vectors, strict=True)
+    given = [("token", run.token_ids, run.token_writes)]
+    if bool(run.position_writes.any()):
+        given.append(("position", places, run.position_writes))
+    named = [
+        _Named(-1, "", [kind] * len(places), index, vectors.norm(dim=-1))
+        for kind, index, vectors in given
     ]
-    return _sorted(places.repeat(len(kinds)), rows, {0: torch.cat(vectors)}, n_nodes=0)
+    none = places[:0]
+    return _Part(None, none, none, torch.stack([one for *_, one in given], dim=1), named)
 
 
 def _of_sublayer(layer: Sublayer, nodes: Int[Tensor, " chosen"], passage: Passage | None) -> _Part:
-    named = layer.rows(nodes)
-    pos, places = named.pos.cpu(), torch.arange(layer.error.shape[0])
-    tables = [
-        _table(named.kind, layer.layer, layer.name, pos, named.index.tolist(), named.activation)
-    ]
-    leaves, bias = [], layer.write_bias
+    rows = layer.rows(nodes)
+    named = [_Named(layer.layer, layer.name, rows.kind, rows.index, rows.activation)]
+    places, leaves, bias = layer.error.shape[0], [], layer.write_bias
     if passage is not None:
         bias = passage.constant if bias is None else bias + passage.constant
     for kind, vectors in (("error", layer.error), ("bias", bias)):
         if vectors is not None and bool(vectors.any()):
-            none, size = [-1] * len(places), vectors.norm(dim=-1)
+            size = vectors.norm(dim=-1)
             activation = size if kind == "error" else torch.zeros_like(size)
-            kinds = [kind] * len(places)
-            tables.append(_table(kinds, layer.layer, layer.name, places, none, activation))
+            none = torch.full((places,), -1)
+            named.append(_Named(layer.layer, layer.name, [kind] * places, none, activation))
             leaves.append(vectors)
-    at = {stage: layer.writes(nodes, stage) for stage in layer.write_stages}
-    at[layer.writes_at] = torch.cat([at[layer.writes_at], *leaves])
-    return _sorted(torch.cat([pos, places.repeat(len(leaves))]), tables, at, n_nodes=len(nodes))
+    of_leaves = torch.stack(leaves, dim=1) if leaves else layer.error[:, None][:, :0]
+    return _Part(layer, nodes, rows.pos.cpu(), of_leaves, named)
 
 
-def _sorted(
-    pos: Int[Tensor, " row"],
-    tables: list[pd.DataFrame],
-    at: dict[int, Float[Tensor, "_ d_model"]],
-    *,
-    n_nodes: int,
-) -> _Part:
-    """A part sorted by position; what `at` has fewer rows for was written by the nodes alone."""
-    order = torch.argsort(pos, stable=True)
-    place = torch.argsort(order)
-    rows = pd.concat(tables, ignore_index=True).iloc[order.numpy()]
-    sorted_at = {}
-    for stage, vectors in at.items():
-        who = order[order < len(vectors)]
-        sorted_at[stage] = (place[who], vectors[who.to(vectors.device)])
-    return _Part(pos[order], rows, sorted_at, place[:n_nodes])
+def _table(named: Sequence[_Named], orders: list[Tensor], positions: list[Tensor]) -> pd.DataFrame:
+    """What columns are called, in their order; the last is what a target reads of constants."""
+    sizes = [len(one.kind) for one in named]
+    order = torch.cat(orders).numpy()
 
+    def column(given: Sequence[Any], last: Any, dtype: Any) -> np.ndarray:
+        return np.append(np.concatenate(given)[order], last).astype(dtype)
 
-def _table(
-    kind: list[str],
-    layer: int,
-    sublayer: str,
-    pos: Int[Tensor, " row"],
-    index: list[int],
-    activation: Tensor | list[float],
-) -> pd.DataFrame:
-    amount = activation.tolist() if isinstance(activation, Tensor) else activation
+    def repeated(given: Sequence[Any], last: Any, dtype: Any) -> np.ndarray:
+        return column([np.repeat(np.array(given, dtype=dtype), sizes)], last, dtype)
+
     return pd.DataFrame(
         {
-            "kind": pd.Series(kind, dtype=str),
-            "layer": layer,
-            "sublayer": pd.Series([sublayer] * len(kind), dtype=str),
-            "pos": pos.numpy(),
-            "index": pd.Series(index, dtype="int64"),
-            "activation": pd.Series(amount, dtype="float64"),
+            "kind": pd.Series(column([one.kind for one in named], "bias", object), dtype=str),
+            "layer": repeated([one.layer for one in named], -1, np.int64),
+            "sublayer": pd.Series(repeated([one.sublayer for one in named], "", object), dtype=str),
+            "pos": np.append(torch.cat(positions).numpy(), -1),
+            "index": column([one.index.cpu().numpy() for one in named], -1, np.int64),
+            "activation": column(
+                [one.activation.double().cpu().numpy() for one in named], 0.0, np.float64
+            ),
         }
     )

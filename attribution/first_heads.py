@@ -92,8 +92,7 @@ class FirstHeads:
                 reads_at = self.sublayers[stage - 1].reads_at
                 below = (columns.part < reads_at).nonzero().flatten()
                 current[below] += passage.ahead(images[reads_at][below], columns.pos[below])
-            for writes in columns.writes[stage]:
-                for _, which, vectors in writes:
-                    current[which] += vectors
+            for which, vectors in columns.written(stage):
+                current[which] += vectors
             images.append(current)
         return images

@@ -33,7 +33,10 @@ class Norm:
 
     def pull(self, reads: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return vectors that read the stream (times 1/scale) as `reads` read the output."""
-        return self.centre(reads if self.gain is None else reads * self.gain)
+        if self.gain is None:
+            return self.centre(reads)
+        scaled = reads * self.gain
+        return scaled.sub_(scaled.mean(-1, keepdim=True)) if self.centred else scaled
 
     def unscaled(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return what summands of the input become before the denominator: `pull` transposed."""

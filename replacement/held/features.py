@@ -61,8 +61,9 @@ class FeatureNodes(Sublayer):
 
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         which, pos = self.write_stages.index(stage), self.active.pos[nodes]
-        rows = self.features.write_to(which)[self.active.index[nodes]]
-        return self.joints[which].forward(self.active.activation[nodes, None] * rows, pos)
+        written = self.features.write_to(which).index_select(0, self.active.index[nodes])
+        written *= self.active.activation[nodes, None]
+        return self.joints[which].forward(written, pos)
 
     def positions(self) -> Int[Tensor, " node"]:
         return self.active.pos

@@ -66,6 +66,24 @@ def by_head(head: Int[Tensor, " node"], n_heads: int) -> Iterator[tuple[int, Int
             yield number, here
 
 
+def _mix(
+    weight: Float[Tensor, "value_head group query key"],
+    read: Float[Tensor, "target query value_head group d_head"],
+    into: Float[Tensor, "target key value_head d_head"],
+    scratch: Scratch,
+) -> None:
+    """Put what is read of heads' outputs, times their weights, into what is read of their values.
+
+    Target by target, since no head's part of one has to be copied for a product.
+    """
+    _, n_keys, n_values, width = into.shape
+    by_key = weight.permute(0, 3, 1, 2).flatten(2)
+    made = scratch.take("mixed by head", n_values, n_keys, width)
+    for one, there in zip(read, into, strict=True):
+        torch.bmm(by_key, one.permute(1, 2, 0, 3).flatten(1, 2), out=made)
+        there.copy_(made.transpose(0, 1))
+
+
 class HeadPassage(Passage):
     """Attention as the model's own heads: `Σ_h A[h, query, key] · W_O^h W_V^h`, norms folded in."""
 
@@ -101,22 +119,37 @@ class HeadPassage(Passage):
 
     def back(
         self,
-        gradient: Float[Tensor, "row d_model"],
+        gradient: Float[Tensor, "row d_model"] | LowRank,
         cones: Sequence[Cone],
         onto: Float[Tensor, "row d_model"],
         scratch: Scratch,
     ) -> None:
-        reading = scratch.take("reading", len(gradient), self.heads.output.shape[0])
-        torch.mm(gradient, self.reading, out=reading)
-        mixed = scratch.take("mixed", len(gradient), self.heads.value.shape[1])
+        onto.addmm_(self.at_values(gradient, cones, scratch), self.value)
+
+    def at_values(
+        self,
+        gradient: Float[Tensor, "row d_model"] | LowRank,
+        cones: Sequence[Cone],
+        scratch: Scratch,
+    ) -> Float[Tensor, "row values"]:
+        """Return what cotangents read of the values at every key; of few vectors only these are
+        multiplied with W_O."""
         pattern = self.pattern(max(n_pos for _, n_pos in cones))
-        end = 0
-        for n_targets, n_pos in cones:
-            start, end = end, end + n_targets * n_pos
-            read = reading[start:end].view(n_targets, n_pos, self.n_value_heads, self.group, -1)
-            into = mixed[start:end].view(n_targets, n_pos, self.n_value_heads, -1)
-            into.copy_(torch.einsum("vgqk,bqvgd->bkvd", pattern[..., :n_pos, :n_pos], read))
-        onto.addmm_(mixed, self.value)
+        sizes = [n_targets * n_pos for n_targets, n_pos in cones]
+        weights = [pattern[..., :n_pos, :n_pos] for _, n_pos in cones]
+        if isinstance(gradient, LowRank):
+            weights = [part @ one for part, one in zip(gradient.factors, weights, strict=True)]
+            reads = (gradient.vector @ self.reading).split([one.n_targets for one in cones])
+        else:
+            reading = scratch.take("reading", len(gradient), self.heads.output.shape[0])
+            parts = torch.mm(gradient, self.reading, out=reading).split(sizes)
+            reads = [part.view(*cone, -1) for part, cone in zip(parts, cones, strict=True)]
+        mixed = scratch.take("mixed", sum(sizes), self.heads.value.shape[1])
+        places = zip(cones, weights, reads, mixed.split(sizes), strict=True)
+        for cone, weight, read, into in places:
+            by_head = read.unflatten(-1, (self.n_value_heads, self.group, -1))
+            _mix(weight, by_head, into.view(*cone, self.n_value_heads, -1), scratch)
+        return mixed
 
     def first(
         self,
@@ -142,27 +175,6 @@ class HeadPassage(Passage):
             own[0, -1] = 1
             factors.append(torch.cat([own, factor]))
         return LowRank(torch.cat([gradient[:, None], vectors], dim=1), factors)
-
-    def second(
-        self,
-        gradient: LowRank,
-        cones: Sequence[Cone],
-        onto: Float[Tensor, "row d_model"],
-        scratch: Scratch,
-    ) -> None:
-        """Do what `back` does for cotangents of few vectors: only these are multiplied with W_O."""
-        read = (gradient.vector @ self.reading).unflatten(-1, (self.n_value_heads, self.group, -1))
-        pattern = self.pattern(max(n_pos for _, n_pos in cones))
-        mixed = scratch.take("mixed", len(onto), self.heads.value.shape[1])
-        target, end = 0, 0
-        for (count, n_pos), factor in zip(cones, gradient.factors, strict=True):
-            start, end = end, end + count * n_pos
-            weight = factor @ pattern[..., :n_pos, :n_pos]  # value head, group, part, key
-            into = mixed[start:end].view(count, n_pos, self.n_value_heads, -1)
-            of_targets = read[target : target + count]
-            into.copy_(torch.einsum("vgpk,bpvgd->bkvd", weight, of_targets))
-            target += count
-        onto.addmm_(mixed, self.value)
 
     def mixed(
         self, gradient: Float[Tensor, "target pos d_model"]

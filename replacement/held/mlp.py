@@ -171,9 +171,9 @@ class HeldMLP(HeldFeatures):
         return Reads(self.norm.pull(vector)[:, None], factor, bias + self._constant(vector))
 
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
-        if self.skip_output is None:
-            return super().writes(nodes, stage)
         is_feature = nodes < self.n_active
+        if self.skip_output is None or bool(is_feature.all()):
+            return super().writes(nodes, stage)
         written = self.error.new_zeros(len(nodes), self.error.shape[-1])
         written[is_feature] = super().writes(nodes[is_feature], stage)
         if stage == self.writes_at:  # a skip goes around its own layer only

@@ -17,7 +17,7 @@ from attribution.effect_sources import columns_of
 from attribution.effect_targets import rows_of_nodes
 from attribution.flow import flow_edges
 from attribution.sweep import sweep
-from replacement.held import HeadPassage, HeldFeatures, HeldMLP
+from replacement.held import HeadPassage, HeldFeatures, HeldMLP, LowRank
 from replacement.held.mlp import SkipPassage
 from replacement.run import Run
 from replacement.target import Target
@@ -297,6 +297,15 @@ def test_batches_and_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
             for _, block in rows.blocks(groups):
                 found[np.ix_(block.row, block.column)] = block.values
             assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+        for count, padding, n_spans in ((1, 10**6, 1), (10**6, 1.0, len(run.tokens))):
+            monkeypatch.setattr(effect_sources, "SPANS", count)
+            monkeypatch.setattr(effect_sources, "PADDING", padding)
+            columns = columns_of(run, every, passages)
+            assert len(columns.spans) == n_spans
+            found = np.zeros_like(expected)
+            for _, block in EffectRows(run.sublayers, columns, passages).blocks(groups):
+                found[np.ix_(block.row, block.column)] = block.values
+            assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
         monkeypatch.setattr(effect_blocks, "BATCH_EFFECTS", 1)
         rows = EffectRows(run.sublayers, columns_of(run, every, passages), passages)
         blocks = [block for _, block in rows.blocks(groups)]
@@ -349,7 +358,13 @@ def test_the_second_heads_passed_count(monkeypatch: pytest.MonkeyPatch) -> None:
     run = random_run(Case("deep", "topk", seed=2))
     target = run.logit(1)
     assert abs(direct_effects(run, target).sums[0] - target.value) < 1e-9 * abs(target.value)
-    monkeypatch.setattr(HeadPassage, "second", lambda *_: None)
+    exact = HeadPassage.at_values
+
+    def without_few(self: HeadPassage, gradient: Tensor | LowRank, *given: Any) -> Tensor:
+        made = exact(self, gradient, *given)
+        return made.zero_() if isinstance(gradient, LowRank) else made
+
+    monkeypatch.setattr(HeadPassage, "at_values", without_few)
     assert abs(direct_effects(run, target).sums[0] - target.value) > 1e-6 * abs(target.value)
 
 
