@@ -42,6 +42,7 @@ from benchmarks.baselines.discrete_sae import heads_of
 from benchmarks.edges import EdgeModel, Pairs, Patching, greedy_circuit, top_circuit
 from benchmarks.four_tasks.folder import write_json
 from benchmarks.published import circuits_of
+from benchmarks.report.cells import rounded
 from benchmarks.scores import (
     MIB_GRID,
     cmd,
@@ -234,13 +235,6 @@ def drawn(source: ReplacementModel, task: str, seed: int, settings: Settings) ->
         texts = text_pairs(task, tokenizer, settings.pairs, seed=seed)
         return pairs_of_texts(texts, tokenizer, d_vocab, bos=texts[0].bos)
     return pairs_of(counterfactuals(task, settings.pairs, seed=seed), tokenizer, d_vocab)
-
-
-def rounded(found: Any) -> Any:
-    """Return nested figures with 5 digits behind the point."""
-    if isinstance(found, dict):
-        return {name: rounded(value) for name, value in found.items()}
-    return found if found is None else round(found, 5)
 
 
 def summary(cells: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.baselines import exhaustive_edges, flow_tables, metric_difference, recorded
 from benchmarks.edges import EdgeModel, Pairs, Patching
-from benchmarks.faithfulness import rounded
 from benchmarks.four_tasks.folder import write_json
+from benchmarks.report.cells import rounded
 from benchmarks.tasks import counterfactuals as rules
 from benchmarks.truth.measure import RECOMMENDED
 from circuits import load
