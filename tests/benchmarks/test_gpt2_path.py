@@ -58,9 +58,10 @@ def test_published_prompts_are_asked_as_their_authors_do() -> None:
             changed = "S2" if task == "ioi" else "YY"
             tokens, others = one.run.tokens, one.other.tokens
             places = [k for k, token in enumerate(tokens) if token != others[k]]
-            assert places == [one.roles[changed]]
+            assert places == one.roles[changed]
     words = one.run.tokens
-    assert words[one.roles["XX1"]] == words[-1]
+    (century,) = one.roles["XX1"]
+    assert words[century] == words[-1]
     later, others = range(int(one.answer), 100), range(int(one.answer))
     number = [one.run.model.tokenizer.convert_tokens_to_ids(f"{k:02d}") for k in range(100)]
     logits = one.run.logits[-1][number]
