@@ -199,7 +199,10 @@ def measure(cell: tuple[str, int], settings: Settings) -> dict[str, dict[str, An
     torch.set_num_threads(1)
     source = load(settings.model, mlp="neurons", attention="heads")
     model = EdgeModel(source)
-    train, test = (drawn(source, task, 2 * seed + half, settings) for half in (0, 1))
+    train, test = (
+        drawn(source, task, settings.pairs, 2 * seed + half, published=settings.published)
+        for half in (0, 1)
+    )
     scores = scores_of(model, train, settings, seed)
     judge = Judge(model, test, greedy=settings.greedy)
     found = {name: judge.figures(one) for name, one in scores.items()}
@@ -228,13 +231,13 @@ def published_heads(
     return found
 
 
-def drawn(source: ReplacementModel, task: str, seed: int, settings: Settings) -> Pairs:
-    """Return pairs of a task."""
+def drawn(source: ReplacementModel, task: str, count: int, seed: int, *, published: bool) -> Pairs:
+    """Return so many pairs of a task, by our prompts or by the published ones."""
     tokenizer, d_vocab = source.tokenizer, source.weights.d_vocab
-    if settings.published:
-        texts = text_pairs(task, tokenizer, settings.pairs, seed=seed)
+    if published:
+        texts = text_pairs(task, tokenizer, count, seed=seed)
         return pairs_of_texts(texts, tokenizer, d_vocab, bos=texts[0].bos)
-    return pairs_of(counterfactuals(task, settings.pairs, seed=seed), tokenizer, d_vocab)
+    return pairs_of(counterfactuals(task, count, seed=seed), tokenizer, d_vocab)
 
 
 def summary(cells: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -36,7 +36,7 @@ from benchmarks.baselines import (
 )
 from benchmarks.baselines.discrete_sae import heads_of
 from benchmarks.edges import EdgeModel, Pairs, Patching, top_circuit
-from benchmarks.faithfulness import Judge
+from benchmarks.faithfulness import Judge, drawn
 from benchmarks.report.cells import Figures
 from benchmarks.report.settings import Settings
 from benchmarks.scores import (
@@ -49,8 +49,7 @@ from benchmarks.scores import (
     roc_points,
     trapezoid_area,
 )
-from benchmarks.tasks.counterfactuals import RULES, counterfactuals, pairs_of
-from benchmarks.tasks.texts import pairs_of_texts, text_pairs
+from benchmarks.tasks.counterfactuals import RULES
 from circuits import load
 from replacement.model import ReplacementModel
 
@@ -207,15 +206,11 @@ def train_and_test(
     source: ReplacementModel, task: str, seed: int, settings: Settings
 ) -> tuple[Pairs, Pairs]:
     """Return pairs to score by, and others to measure on; sequences as they are published."""
-    tokenizer, d_vocab = source.tokenizer, source.weights.d_vocab
-
-    def drawn(count: int, seed: int) -> Pairs:
-        if task in RULES:
-            return pairs_of(counterfactuals(task, count, seed=seed), tokenizer, d_vocab)
-        texts = text_pairs(task, tokenizer, count, seed=seed)
-        return pairs_of_texts(texts, tokenizer, d_vocab, bos=texts[0].bos)
-
-    return drawn(settings.pairs, 2 * seed), drawn(settings.test_pairs, 2 * seed + 1)
+    train, test = (
+        drawn(source, task, count, 2 * seed + half, published=task not in RULES)
+        for half, count in enumerate((settings.pairs, settings.test_pairs))
+    )
+    return train, test
 
 
 def _reset(source: ReplacementModel, pairs: Pairs, seed: int) -> Float[Tensor, " edge"]:

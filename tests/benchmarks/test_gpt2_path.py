@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks import gpt2_shape, greater_than, ioi, published
 from benchmarks.edges import EdgeModel
-from benchmarks.faithfulness import Settings, drawn
+from benchmarks.faithfulness import drawn
 from benchmarks.role_circuits import ask
 from benchmarks.tasks.published import published_circuits
 from benchmarks.tasks.text_pair import token_ids
@@ -102,12 +102,10 @@ def test_published_figures_of_every_task(folder: Path, tmp_path: Path) -> None:
 def test_faithfulness_takes_published_prompts() -> None:
     bos = small().tokenizer.bos_token_id
     for task, first in (("ioi", False), ("greater_than", True)):
-        pairs = drawn(small(), task, 0, Settings(pairs=2, published=True))
+        pairs, others = (drawn(small(), task, 2, seed, published=True) for seed in (0, 1))
         assert (pairs.clean[:, 0] == bos).all() == first
         assert pairs.probability == first
-        assert not torch.equal(
-            pairs.clean, drawn(small(), task, 1, Settings(pairs=2, published=True)).clean
-        )
+        assert not torch.equal(pairs.clean, others.clean)
 
 
 def test_a_vocabulary_without_the_words_is_said(tmp_path: Path) -> None:
