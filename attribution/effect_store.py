@@ -158,11 +158,11 @@ def manifest_of(
             reads.update(f"{stage} {rows.n_pos}".encode())
             for part in (seed.constant, seed.vector, seed.factor):
                 reads.update(part.cpu().contiguous().numpy().data)
-    about = [run.model.name, run.model.read_as, run.errors, str(run.logits.dtype)]
+    about = [run.model.name, run.model.read_as, run.errors, str(run.next_logits.dtype)]
     held = hashlib.sha256(json.dumps([about, run.token_ids.tolist()]).encode())
     for layer in run.sublayers:
         held.update(layer.error.cpu().contiguous().numpy().data)
-    held.update(run.logits.cpu().contiguous().numpy().data)
+    held.update(run.next_logits.cpu().contiguous().numpy().data)
     return {
         "format": "linear-circuits effects 1",
         "run": held.hexdigest(),

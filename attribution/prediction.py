@@ -36,7 +36,7 @@ def predicted_changes(
     """
     run = target.run
     made = [_one_row(target, changes_of(run, [edits]), keep) for edits in rows]
-    return torch.stack(made) if made else run.logits.new_zeros(0)
+    return torch.stack(made) if made else run.next_logits.new_zeros(0)
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def _one_row(
         )
     stops = [_stops(layer, changes) for layer in run.sublayers]
     swept = sweep(target, run.sublayers, only=keep, stops=stops)
-    total = run.logits.new_zeros(())
+    total = run.next_logits.new_zeros(())
     for (layer, sublayer, part), change in changes.parts.items():
         if part in SOURCES:
             derivative = swept.entering[change.pos]

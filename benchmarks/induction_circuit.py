@@ -78,7 +78,7 @@ def find(model: ReplacementModel, sequence: Sequence) -> Found:
     """Return what tracing one sequence shows."""
     run = model.run(sequence.prompt)
     last, key = len(run.tokens) - 1, sequence.earlier + 1
-    predicted = model.token_text(int(run.logits[-1].argmax())) == f'"{sequence.follows}"'
+    predicted = model.token_text(int(run.next_logits.argmax())) == f'"{sequence.follows}"'
     circuit = trace(run.logit(sequence.follows).centered(), progress=False)
     reader = strongest_reader(circuit, last)
     if reader is None:

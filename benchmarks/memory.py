@@ -125,7 +125,7 @@ def load_and_trace(folder: Path, shape: Shape, dtype: str) -> dict[str, Any]:
         ids = random_ids(shape)
         run = model.run(ids)
         found["after run"] = memory_mb("RssAnon")
-        target = run.logit(int(run.logits[-1].argmax())).centered()
+        target = run.logit(int(run.next_logits.argmax())).centered()
         circuit = trace(target, max_nodes=500, progress=False)
         found["seconds to first trace"] = time.perf_counter() - begun
         found["after trace"] = memory_mb("RssAnon")

@@ -171,7 +171,7 @@ def _layer(circuit: Circuit, roles: Any) -> Callable[[Item, int], tuple[Target, 
                 f"{circuit.meta['layers']!r}. Give plain targets of that model, read likewise."
             )
         slots = [names.index(name) if name in names else len(names) for name in named]
-        return target, torch.tensor(slots, device=run.logits.device)
+        return target, torch.tensor(slots, device=run.next_logits.device)
 
     return laid
 

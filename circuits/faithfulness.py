@@ -282,7 +282,7 @@ def keep_each(
         found: list[float] = []
         size = batch or rows_at_once(target.run)
         for some in batches(sets, size, "kept nodes", progress=progress):
-            device = target.run.logits.device
+            device = target.run.next_logits.device
             kept = torch.from_numpy(np.stack([mask for mask, _ in some])).to(device)
             others = torch.tensor([rest for _, rest in some], device=device)
             found += kept_values(target, nodes, kept, others, reference).tolist()

@@ -94,7 +94,7 @@ def _run_of(run: Run, prompt: Any) -> Run:
 
 
 def _by_index(run: Run) -> Int[Tensor, " pos"]:
-    return torch.arange(len(run.tokens), device=run.logits.device)
+    return torch.arange(len(run.tokens), device=run.next_logits.device)
 
 
 def _slots(runs: Sequence[Run], roles: Any) -> tuple[list[Tensor], int]:
@@ -121,7 +121,7 @@ def _slots(runs: Sequence[Run], roles: Any) -> tuple[list[Tensor], int]:
                 f"circuit.faithfulness(roles=...): every mapping needs the names {names!r}; got "
                 f"{named!r:.80}."
             )
-        slot = torch.full((len(run.tokens),), len(names), device=run.logits.device)
+        slot = torch.full((len(run.tokens),), len(names), device=run.next_logits.device)
         for number, name in enumerate(names):
             slot[_position(run, named[name])] = number
         slots.append(slot)

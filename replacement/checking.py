@@ -49,7 +49,7 @@ def check_rebuilt(model: ReplacementModel) -> None:
     if model.weights.logit_soft_cap is not None:
         cap = model.weights.logit_soft_cap
         logits = cap * torch.tanh(logits / cap)
-    _same(model, "logits", logits, record.logits)
+    _same(model, "logits", logits, run.logits)
 
 
 def _check_mlp(model: ReplacementModel, number: int, block: LayerWeights, run: Run) -> None:

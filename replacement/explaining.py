@@ -16,7 +16,7 @@ def logit_target(run: Any, kind: str, number: int, pos: int, label: str) -> Targ
     """Return a raw ("logit") or centred ("centered_logit") logit of a `Run`."""
     weights = run.weights
     row, bias = weights.unembedding[number], weights.unembedding_bias
-    logits = weights.raw_logits(run.logits[pos], run.residuals[-1][pos], run.final_scale[pos])
+    logits = weights.raw_logits(run.logits_at(pos), run.residuals[-1][pos], run.final_scale[pos])
     value = logits[number]
     constant = 0.0 if bias is None else float(bias[number])
     if kind == "centered_logit":

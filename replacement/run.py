@@ -38,7 +38,10 @@ class Run:
     tokens: list[str]
     errors: bool
     """False for a replacement run: layers stood in for what they replace, nothing is left over."""
-    logits: Float[Tensor, "pos d_vocab"]
+    unembedded: Float[Tensor, "pos d_model"]
+    """What the model's unembedding read."""
+    next_logits: Float[Tensor, " d_vocab"]
+    """The model's logits at the last position."""
     token_writes: Float[Tensor, "pos d_model"]
     """The residual entering layer 0 less the position embedding."""
     position_writes: Float[Tensor, "pos d_model"]
@@ -50,6 +53,15 @@ class Run:
     final_scale: Float[Tensor, " pos"]
     streams: Mapping[int, StreamRun] = field(default_factory=dict)
     """Stages at which the residual stream is read as features."""
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "pos d_vocab"]:
+        """The model's logits at every position, computed when first asked for."""
+        return self.model.tracer.logits(self.unembedded, self.next_logits)
+
+    def logits_at(self, pos: int) -> Float[Tensor, " d_vocab"]:
+        """Return the model's logits at one position, from 0; those of the last are at hand."""
+        return self.next_logits if pos == len(self.tokens) - 1 else self.logits[pos]
 
     @cached_property
     def sublayers(self) -> list[Sublayer]:
@@ -291,11 +303,11 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What it is, and the likeliest next tokens."""
-        chances = self.logits[-1].softmax(-1)
+        chances = self.next_logits.softmax(-1)
         best = chances.topk(min(5, len(chances)))
         columns = {
             "next token": [self.model.token_text(token) for token in best.indices.tolist()],
             "probability": [f"{chance:.4f}" for chance in best.values.tolist()],
-            "logit": [f"{logit:.4f}" for logit in self.logits[-1][best.indices].tolist()],
+            "logit": [f"{logit:.4f}" for logit in self.next_logits[best.indices].tolist()],
         }
         return as_html(repr(self), columns)

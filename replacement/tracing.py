@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from replacement.families.family import Family
 from replacement.precision import KeepDouble
@@ -32,6 +33,10 @@ Substitute = Callable[
 
 Of the residual stream: what stands in for it, from itself twice.
 """
+
+
+_LAST_LOGITS: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False}
+"""Logits of a whole prompt cost as much as several layers, and few are ever asked for."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,10 @@ class Record:
     layers: list[LayerRecord]
     residual: Float[Tensor, "pos d_model"]
     """The residual stream entering the final norm, before it was replaced."""
-    logits: Float[Tensor, "pos d_vocab"]
+    unembedded: Float[Tensor, "pos d_model"]
+    """What the unembedding reads."""
+    next_logits: Float[Tensor, " d_vocab"]
+    """The model's logits at the last position."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ class Edited:
     """A batch of edited forward passes."""
 
     streams: dict[int | Sublayer, Float[Tensor, "batch pos d_model"]]
-    logits: Float[Tensor, "batch pos_kept d_vocab"]
+    unembedded: Float[Tensor, "batch pos d_model"]
+    next_logits: Float[Tensor, "batch d_vocab"]
 
 
 class Tracer:
@@ -76,6 +85,8 @@ class Tracer:
         self.family = family
         self.parallel = family.parallel(model.config)
         self._wrapped: Any = nnsight.NNsight(model)
+        self._below: Any = _at(self._wrapped, family.layers.rpartition(".")[0])
+        """All but the unembedding."""
 
     def record(
         self, token_ids: Int[Tensor, "batch pos"], substitutes: Mapping[Sublayer, Substitute]
@@ -86,7 +97,7 @@ class Tracer:
         """
         family, saved, ends = self.family, [], []
         last = (len(_at(self.model, family.layers)), "resid")
-        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(token_ids):
+        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(token_ids, **_LAST_LOGITS):
             for number, layer in enumerate(_at(self._wrapped, family.layers)):
                 arriving = entering = layer.input.save()
                 if (number, "resid") in substitutes:
@@ -118,12 +129,14 @@ class Tracer:
             ends.append(final_norm.input.save())
             if last in substitutes:
                 final_norm.input = substitutes[last](ends[0], ends[0])
+            ends.append(self._below.output.last_hidden_state.save())
             ends.append(self._wrapped.output.logits.save())
         return [
             Record(
                 [LayerRecord(*(tensor[row] for tensor in tensors)) for tensors in saved],
                 residual=ends[0][row],
-                logits=ends[1][row],
+                unembedded=ends[1][row],
+                next_logits=ends[2][row, -1],
             )
             for row in range(len(token_ids))
         ]
@@ -134,7 +147,6 @@ class Tracer:
         edits: Mapping[Sublayer, Substitute],
         stages: Set[int | Sublayer],
         *,
-        logits: bool = False,
         past: Any = None,
     ) -> Edited:
         """Run a batch of prompts of one length, sublayers replaced as `edits` say.
@@ -145,9 +157,9 @@ class Tracer:
         `past`: keys and values of the tokens before (`cache`), to which those of these are added.
         """
         family, saved, blocks = self.family, {}, _at(self._wrapped, self.family.layers)
-        settings: dict[str, Any] = {} if logits else {"logits_to_keep": 1}
+        settings = _LAST_LOGITS
         if past is not None:
-            settings |= {"past_key_values": past, "use_cache": True}
+            settings = settings | {"past_key_values": past, "use_cache": True}
 
         def behind(place: Sublayer, stage: int, stream: Any) -> Any:
             if place in stages:
@@ -184,8 +196,29 @@ class Tracer:
                     )
             final_norm, end = _at(self._wrapped, family.final_norm), len(blocks)
             final_norm.input = behind((end, "resid"), 2 * end, final_norm.input)
+            unembedded = self._below.output.last_hidden_state.save()
             scores = self._wrapped.output.logits.save()
-        return Edited(saved, scores)
+        return Edited(saved, unembedded, scores[:, -1])
+
+    def logits(
+        self,
+        unembedded: Float[Tensor, "pos d_model"],
+        next_logits: Float[Tensor, " d_vocab"],
+    ) -> Float[Tensor, "pos d_vocab"]:
+        """Return the model's logits at every position of a pass, from what its unembedding read.
+
+        The model's own code from there on, so scaled and capped as it does; at the last position
+        `next_logits`, which the pass gave.
+        """
+        ids = torch.zeros(1, len(unembedded), dtype=torch.long, device=unembedded.device)
+        with self._undisturbed(), torch.no_grad(), self._wrapped.trace(ids):
+            body = BaseModelOutputWithPastAndCrossAttentions(
+                last_hidden_state=unembedded[None]
+            )
+            self._below.skip(body)
+            found = self._wrapped.output.logits.save()
+        found[0, -1] = next_logits
+        return found[0]
 
     def cache(self) -> Any:
         """Return an empty store of keys and values, for runs that go on from one another."""

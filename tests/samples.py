@@ -267,7 +267,7 @@ TARGETS: dict[str, Callable[[Run], Target]] = {
 def _vector(run: Run, seed: int) -> Tensor:
     source = torch.Generator().manual_seed(3000 + seed)
     width = run.weights.d_model
-    return torch.randn(width, generator=source, dtype=torch.float64).to(run.logits.dtype)
+    return torch.randn(width, generator=source, dtype=torch.float64).to(run.next_logits.dtype)
 
 
 def _score(

@@ -70,7 +70,7 @@ def held(model: EdgeModel, pairs: Pairs, runs: Recorded) -> Float[Tensor, "pair 
 def metric_difference(pair: RunPair, one: Pairs) -> Target:
     """Return by how much the metric of one pair differs between its runs, as a target of both."""
     end, weights = int(one.end[0]), pair.weights
-    logits = pair.clean.logits[end], pair.other.logits[end]
+    logits = pair.clean.logits_at(end), pair.other.logits_at(end)
     metric = one.weights[0].to(logits[0].dtype)
     if one.probability:
         visible = torch.ones(1, len(metric), dtype=torch.bool)

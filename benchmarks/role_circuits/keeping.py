@@ -130,7 +130,7 @@ def smallest(
 
 
 def _slots(one: Asked, names: Sequence[str]) -> Int[Tensor, " pos"]:
-    slots = torch.full((len(one.run.tokens),), len(names) - 1, device=one.run.logits.device)
+    slots = torch.full((len(one.run.tokens),), len(names) - 1, device=one.run.next_logits.device)
     for name, places in one.where.items():
         if name in names:
             slots[list(places)] = names.index(name)

@@ -123,7 +123,7 @@ def measure(task: str, attention: str, mlp: str, settings: Settings) -> dict[str
             active = active_nodes(values_of(one.run))
             sizes.append([size_of(kept, active) for kept in named.values()])
             rows.append(values_alone(one, list(named.values()), _here(learned, one)))
-            whole.append(float(one.metric(one.run.logits[-1])))
+            whole.append(float(one.metric(one.run.next_logits)))
     return figures(list(named), np.array(rows), np.array(sizes), np.array(whole))
 
 

@@ -129,7 +129,7 @@ def asked(model: Any, task: str, prompt: Prompt) -> Asked:
     """Return a prompt's run and target: mean logit of the right words less that of the wrong."""
     number = _numbers(model)
     run = model.run([model.tokenizer.bos_token_id, *map(number, prompt.words)])
-    weights, terms = run.logits.new_zeros(run.weights.d_vocab), []
+    weights, terms = run.next_logits.new_zeros(run.weights.d_vocab), []
     for words, sign in ((prompt.right, 1.0), (prompt.wrong, -1.0)):
         for word in words:
             weights[number(word)] = sign / len(words)

@@ -179,7 +179,7 @@ def read_as(hf_model: GPT2LMHeadModel, shape: Shape, case: Case) -> ReplacementM
 def explained(model: ReplacementModel, ids: Tensor) -> Target:
     """Return the likeliest next token's centered logit, in a run of its own."""
     run = model.run(ids)
-    return run.logit(int(run.logits[-1].argmax())).centered()
+    return run.logit(int(run.next_logits.argmax())).centered()
 
 
 def traced(target: Target, max_nodes: int) -> Circuit:

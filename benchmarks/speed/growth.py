@@ -36,7 +36,7 @@ def measure(shape: Shape, targets: int) -> dict[str, Any]:
     ids = random_ids(shape)
     run = model.run(ids)
     chosen = chosen_targets(run, targets)
-    target = run.logit(int(run.logits[-1].argmax())).centered()
+    target = run.logit(int(run.next_logits.argmax())).centered()
     parts: dict[str, Callable[[], object]] = {
         "effects": lambda: direct_effects(run, chosen),
         "trace": lambda: trace(target, threshold=0, max_nodes=NODES, progress=False),

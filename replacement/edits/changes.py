@@ -196,7 +196,7 @@ def _effect(run: Run, edit: Any, node: Node) -> tuple[float, Tensor]:
 
 def _effect_ahead(run: Run, edit: Any, node: Node) -> tuple[float, Tensor]:
     """The same in a token that the run has not seen."""
-    nothing = run.logits.new_zeros(width_of(run.weights, node))
+    nothing = run.next_logits.new_zeros(width_of(run.weights, node))
     if isinstance(edit, Scale):
         return float(_number(run, node, edit.factor)), nothing
     if isinstance(edit, Ablate):
@@ -216,7 +216,7 @@ def _reference(run: Run, to: Any, node: Node) -> Tensor:
     assert node.pos is not None, "nodes were placed"
     runs = _runs(run, to)
     if runs is None:
-        return run.logits.new_zeros(width_of(run.weights, node))
+        return run.next_logits.new_zeros(width_of(run.weights, node))
     shortest = min(len(other.tokens) for other in runs)
     if node.pos >= shortest:
         raise IndexError(
@@ -255,7 +255,7 @@ def _value(run: Run, node: Node, value: Any) -> Tensor:
 
 def _checked(run: Run, node: Node, value: Any, shape: tuple[int, ...], what: str) -> Tensor:
     try:
-        made = torch.as_tensor(value, dtype=run.logits.dtype, device=run.logits.device).detach()
+        made = torch.as_tensor(value, dtype=run.next_logits.dtype, device=run.next_logits.device).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{node}: {what} {value!r:.60} is no number.") from None
     if made.shape != shape or not torch.isfinite(made).all():
@@ -271,7 +271,7 @@ def _add_pattern(
     queries, count = positions_of(run, edit.queries), len(run.tokens)
     layer, head, *_ = run.score_place(edit.layer, edit.head, count - 1, count - 1)
     named = Node("head", layer, "attn", index=head)
-    given = torch.as_tensor(edit.weights, dtype=run.logits.dtype, device=run.logits.device)
+    given = torch.as_tensor(edit.weights, dtype=run.next_logits.dtype, device=run.next_logits.device)
     if given.shape not in ((count,), (len(queries), count)):
         raise ValueError(
             f"SetPattern of {named}: {count} weights are needed (one a key), or {len(queries)} "
@@ -299,7 +299,7 @@ def _gathered(
         name = node.kind if node.kind in (*SOURCES, "skip", "error") else "nodes"
         layer, sublayer = (-1, "") if node.kind in SOURCES else (node.layer, node.sublayer)
         parts.setdefault((layer, sublayer, name), []).append(one)
-    device = run.logits.device
+    device = run.next_logits.device
 
     def numbers(values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -309,7 +309,7 @@ def _gathered(
             numbers([one.row for one in some]),
             numbers([one.node.pos for one in some]),
             numbers([one.node.index for one in some]),
-            run.logits.new_tensor([one.factor for one in some]),
+            run.next_logits.new_tensor([one.factor for one in some]),
             torch.stack([one.value for one in some]),
         )
         for part, some in parts.items()

@@ -43,7 +43,7 @@ def generated(
     ("all", slices without end) also every token generated. `end`: tokens after which to stop.
     """
     weights, tracer = run.weights, run.model.tracer
-    prompt, past = run.token_ids.to(run.logits.device), tracer.cache()
+    prompt, past = run.token_ids.to(run.next_logits.device), tracer.cache()
     changes = [changes_of(run, [edits], goes_on=True)]
     for step in range(max_new_tokens - 1):
         changes.append(changes_of_new_token(run, edits, len(prompt) + step))
@@ -60,7 +60,7 @@ def generated(
         start = len(ids) - new.shape[1]
         live = LiveEdits(weights, run.errors, change, seen=seen, watched=watched, start=start)
         done = tracer.run_edited(new, live.substitutes(), set(), past=past)
-        new = done.logits[:, -1].argmax(-1, keepdim=True)
+        new = done.next_logits.argmax(-1, keepdim=True)
         ids = torch.cat([ids, new[0]])
         if int(new) in end:
             break

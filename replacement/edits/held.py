@@ -69,6 +69,7 @@ def held_streams(
     return HeldStreams(kept_at, front)
 
 
+@torch.no_grad()
 def held_logits(run: Run, streams: HeldStreams) -> Float[Tensor, "batch pos d_vocab"]:
     """Return the logits of held runs, before any soft-cap, the final norm's denominator held."""
     weights = run.weights

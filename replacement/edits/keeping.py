@@ -52,7 +52,7 @@ def mean_values(
     """
     count, total = torch.zeros(n_slots), dict[Part, Tensor]()
     for run, slot in given:
-        count = count.to(run.logits)
+        count = count.to(run.next_logits)
         count.index_add_(0, slot, torch.ones_like(slot, dtype=count.dtype))
         for part, values in values_of(run).items():
             if part not in total:
@@ -113,7 +113,7 @@ def nodes_of_run(run: Run) -> RunNodes:
         pos.append(where)
         index.append(which)
 
-    everywhere = torch.arange(len(run.tokens), device=run.logits.device)
+    everywhere = torch.arange(len(run.tokens), device=run.next_logits.device)
     for one in run.sublayers:
         place, nothing = (one.layer, one.name), torch.zeros_like(everywhere)
         starts[place] = sum(map(len, pos))
@@ -171,7 +171,7 @@ def filled_values(
         if not bool(mask.all())
     }
     done = run.model.tracer.run_edited(
-        run.token_ids.to(run.logits.device).expand(len(next(iter(masks.values()))), -1),
+        run.token_ids.to(run.next_logits.device).expand(len(next(iter(masks.values()))), -1),
         LiveEdits(run.weights, run.errors, fills=fills).substitutes(),
         stages_of(target),
     )

@@ -1,7 +1,8 @@
 """Run a prompt under edits: everything held, patterns held, or the real model free to react."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,10 +28,14 @@ class EditedRun:
     run: Run
     """The run without edits."""
     mode: Mode
-    logits: Float[Tensor, "pos d_vocab"]
-    """The model's; with everything held, before any soft-cap."""
     streams: Any
     """The residual stream of every stage."""
+    make_logits: Callable[[], Float[Tensor, "pos d_vocab"]]
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "pos d_vocab"]:
+        """The model's at every position; with everything held, before any soft-cap."""
+        return self.make_logits()
 
     def value(self, target: Target) -> float:
         """Return what a target of the run is under the edits.
@@ -66,20 +71,23 @@ def edited_run(run: Run, edits: Any, mode: Any) -> EditedRun:
     changes, last = changes_of(run, [edits]), 2 * run.weights.n_layers
     if mode == "held":
         streams = held_streams(run, changes, set(range(last + 1)))
-        logits = held_logits(run, streams) if edits else run.logits[None]
-        return EditedRun(run, mode, logits[0], streams)
+        return EditedRun(
+            run, mode, streams, lambda: held_logits(run, streams)[0] if edits else run.logits
+        )
     held = run if mode == "patterns" and edits else None
     stages = {
         *range(last + 1),
         *((stage // 2, ("resid", "mid")[stage % 2]) for stage in run.streams),
     }
     done = run.model.tracer.run_edited(
-        run.token_ids.to(run.logits.device)[None],
+        run.token_ids.to(run.next_logits.device)[None],
         LiveEdits(run.weights, run.errors, changes, patterns_of=held).substitutes(),
         stages,
-        logits=True,
     )
-    return EditedRun(run, mode, done.logits[0], done.streams)
+    unembedded, next_logits = done.unembedded[0], done.next_logits[0]
+    return EditedRun(
+        run, mode, done.streams, lambda: run.model.tracer.logits(unembedded, next_logits)
+    )
 
 
 @torch.no_grad()
@@ -94,7 +102,7 @@ def live_values(target: Target, changes: Changes, *, patterns: bool = False) -> 
     """Return a target under each row of changes in the real model, its patterns held or not."""
     run, held = target.run, target.run if patterns else None
     done = run.model.tracer.run_edited(
-        run.token_ids.to(run.logits.device).expand(changes.n_rows, -1),
+        run.token_ids.to(run.next_logits.device).expand(changes.n_rows, -1),
         LiveEdits(run.weights, run.errors, changes, patterns_of=held).substitutes(),
         stages_of(target),
     )
@@ -109,7 +117,7 @@ def held_knock_outs(target: Target, keep: Keep, nodes: Sequence[Node]) -> Float[
     the run does not have.
     """
     if not nodes:
-        return target.run.logits.new_zeros(0)
+        return target.run.next_logits.new_zeros(0)
     return held_values(target, _knocked(target.run, nodes), keep)
 
 
@@ -120,7 +128,7 @@ def free_knock_outs(target: Target, nodes: Sequence[Node]) -> Float[Tensor, " ba
     and the model computes the rest. Raises ValueError for a node that the run does not have.
     """
     if not nodes:
-        return target.run.logits.new_zeros(0)
+        return target.run.next_logits.new_zeros(0)
     return live_values(target, _knocked(target.run, nodes))
 
 
@@ -134,5 +142,5 @@ def _knocked(run: Run, nodes: Sequence[Node]) -> Changes:
 def patches(target: Target, other: Run, nodes: Sequence[Node]) -> Float[Tensor, " batch"]:
     """Return the target of the real model with each node set to what it was in another run."""
     if not nodes:
-        return target.run.logits.new_zeros(0)
+        return target.run.next_logits.new_zeros(0)
     return live_values(target, changes_of(target.run, [[Ablate(node, other)] for node in nodes]))

@@ -106,8 +106,8 @@ class RunPair:
         return self.sublayers[2 * layer + (name == "mlp")]
 
     @property
-    def logits(self) -> Float[Tensor, "pos d_vocab"]:
-        return self.clean.logits
+    def next_logits(self) -> Float[Tensor, " d_vocab"]:
+        return self.clean.next_logits
 
     def target(self, terms: list[dict[str, Any]]) -> Target:
         """Return the difference of the target that `Term.as_data` described."""

@@ -23,7 +23,7 @@ def assert_close(found: Tensor, expected: Tensor, magnitude: Tensor) -> None:
 def assert_closed(target: Target, swept: Sweep) -> None:
     """Assert identity 1: all leaves together are the value the original model computed."""
     off = abs(swept.leaves.total() - target.value)
-    assert off <= TOLERANCE[target.run.logits.dtype] * swept.leaves.magnitude()
+    assert off <= TOLERANCE[target.run.next_logits.dtype] * swept.leaves.magnitude()
 
 
 def node_attributions(target: Target, swept: Sweep) -> Tensor:

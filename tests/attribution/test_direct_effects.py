@@ -56,7 +56,7 @@ def values_of(run: Run) -> Tensor:
             found += [
                 run.feature(layer.layer, pos, index, layer.name).value for pos, index in places
             ]
-    return torch.tensor(found, dtype=run.logits.dtype)
+    return torch.tensor(found, dtype=run.next_logits.dtype)
 
 
 def off(effects: DirectEffects, values: Tensor) -> float:
@@ -72,7 +72,7 @@ def test_rows_sum_to_pre_activations(case: Case) -> None:
     assert off(effects, values_of(run)) <= EXACT
     targets = [make(run) for make in TARGETS.values()]
     asked = direct_effects(run, targets)
-    assert off(asked, run.logits.new_tensor([target.value for target in targets])) <= EXACT
+    assert off(asked, run.next_logits.new_tensor([target.value for target in targets])) <= EXACT
     assert asked.targets["label"].tolist() == [target.label for target in targets]
 
 
@@ -200,7 +200,7 @@ def test_columns_are_what_writing_once_more_does(case: Case) -> None:
             with torch.no_grad():
                 moved = [float(measure(each, after) - measure(each, before)) for each in asked]
             size = abs(found).sum(axis=1).max()
-            assert float((one - run.logits.new_tensor(moved)).abs().max()) <= EXACT * size
+            assert float((one - run.next_logits.new_tensor(moved)).abs().max()) <= EXACT * size
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def test_what_fits_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def other_weights(run: Run) -> Run:
-    return dataclasses.replace(run, logits=run.logits + 1e-9)
+    return dataclasses.replace(run, next_logits=run.next_logits + 1e-9)
 
 
 MISMATCHES = {
