@@ -21,7 +21,7 @@ from replacement.run import Run
 from replacement.secant import RunPair
 from replacement.target import Seed, Target
 
-RESTS = ("bias", "error", "pruned", "switch")
+RESTS: tuple[str, ...] = ("bias", "error", "pruned", "switch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +45,16 @@ class Flow:
 class _Stream(NamedTuple):
     """The residual stream at one stage, split by what wrote it."""
 
-    vectors: Float[Tensor, "writer d_model"]
-    """Tokens, positions and kept nodes so far: one row each, in node order."""
+    room: Float[Tensor, "every_writer d_model"]
+    """Tokens, positions and kept nodes in node order; zeros for those that have not written yet."""
     pos: Int[Tensor, " writer"]
-    bias: Float[Tensor, "pos d_model"]
-    error: Float[Tensor, "pos d_model"]
-    pruned: Float[Tensor, "pos d_model"]
+    """Of those that have."""
+    rest: Float[Tensor, "rest pos d_model"]
+    """Of biases, errors and pruned nodes, in the order of `RESTS`."""
+
+    @property
+    def vectors(self) -> Float[Tensor, "writer d_model"]:
+        return self.room[: len(self.pos)]
 
 
 class _Writers(NamedTuple):
@@ -90,12 +94,13 @@ def flow_edges(
     """Return the flow edges among the nodes a sweep kept, zero flows left out."""
     run = target.run
     blocks: list[_Block] = []
-    stream = _entering(run)
+    chosen = swept.kept()
+    stream = _entering(run, sum(map(len, chosen)))
     streams = {0: stream}
     writers: list[_Writers] = []
     count = 2 * len(run.tokens)
     target_inflow = _read([], stream)
-    kept = zip(swept.kept(), swept.gradients, strict=True)
+    kept = zip(chosen, swept.gradients, strict=True)
     for layer, (nodes, gradients) in zip(progress(sublayers), kept, strict=True):
         seeds = target.seeds_at(layer.before, front=layer.replaces)
         target_inflow = _add(target_inflow, _read(seeds, stream))
@@ -114,12 +119,12 @@ def flow_edges(
     return _assemble(blocks, n_sources=2 * len(run.tokens))
 
 
-def _entering(run: Run | RunPair) -> _Stream:
+def _entering(run: Run | RunPair, n_kept: int) -> _Stream:
     places = torch.arange(len(run.tokens), device=run.token_writes.device)
-    nothing = torch.zeros_like(run.token_writes)
-    return _Stream(
-        torch.cat([run.token_writes, run.position_writes]), places.repeat(2), *[nothing] * 3
-    )
+    written = [run.token_writes, run.position_writes]
+    room = torch.cat([*written, run.token_writes.new_zeros(n_kept, run.token_writes.shape[1])])
+    nothing = torch.zeros_like(run.token_writes).expand(len(RESTS) - 1, -1, -1)
+    return _Stream(room, places.repeat(2), nothing)
 
 
 def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _Stream:
@@ -129,42 +134,32 @@ def _after(stream: _Stream, layer: Sublayer, writers: Sequence[_Writers]) -> _St
     """
     own = writers[-1]
     pos = layer.positions()[own.nodes]
-    if layer.replaces:
-        stream, writers = _emptied(stream), [own]
-    vectors = torch.cat(
-        [stream.vectors, stream.vectors.new_zeros(len(pos), *stream.bias.shape[1:])]
-    )
-    bias, rest = stream.bias, layer.output.clone()
+    if layer.replaces:  # nothing is left of what was written before
+        room, rest, writers = torch.zeros_like(stream.room), torch.zeros_like(stream.rest), [own]
+    else:
+        room, rest = stream.room, stream.rest.clone()
+        writers = [one for one in writers if layer.writes_at in one.layer.write_stages]
+        if len(writers) > 1:  # the stream before is still read, and earlier writers add to theirs
+            room = room.clone()
+    bias, error, pruned = rest
     if layer.write_bias is not None:
-        bias, rest = bias + layer.write_bias, rest - layer.write_bias
-    for other in writers:
-        if layer.writes_at in other.layer.write_stages:
-            written = other.layer.writes(other.nodes, layer.writes_at)
-            vectors[other.rows] += written
-            rest.index_add_(0, other.layer.positions()[other.nodes], written, alpha=-1)
-    return _Stream(
-        vectors,
-        torch.cat([stream.pos, pos]),
-        bias,
-        stream.error + layer.error,
-        stream.pruned + rest,
-    )
-
-
-def _emptied(stream: _Stream) -> _Stream:
-    """The same writers, nothing of what they wrote being left."""
-    parts = (stream.vectors, stream.bias, stream.error, stream.pruned)
-    vectors, *sums = (torch.zeros_like(part) for part in parts)
-    return _Stream(vectors, stream.pos, *sums)
+        bias += layer.write_bias
+        pruned -= layer.write_bias
+    error += layer.error
+    pruned += layer.output
+    for one in writers:
+        written = one.layer.writes(one.nodes, layer.writes_at)
+        room[one.rows] += written
+        pruned.index_add_(0, one.layer.positions()[one.nodes], written, alpha=-1)
+    return _Stream(room, torch.cat([stream.pos, pos]), rest)
 
 
 def _inflow(reads: Reader, stream: _Stream, constants_are: str) -> _Inflow:
     edges = reads.products(stream.vectors, stream.pos)
-    every = torch.arange(len(stream.bias), device=stream.pos.device)
-    rest = {
-        name: torch.stack([*reads.products(getattr(stream, name), every).values()]).sum((0, -1))
-        for name in ("bias", "error", "pruned")
-    }
+    count, n_pos, _ = stream.rest.shape
+    every = torch.arange(n_pos, device=stream.pos.device).repeat(count)
+    found = torch.stack([*reads.products(stream.rest.flatten(0, 1), every).values()]).sum(0)
+    rest = dict(zip(RESTS, found.unflatten(1, (count, n_pos)).sum(-1).T, strict=False))
     rest["switch"] = torch.zeros_like(reads.constant)
     rest[constants_are] = rest[constants_are] + reads.constant
     return _Inflow(edges, rest)
@@ -172,11 +167,11 @@ def _inflow(reads: Reader, stream: _Stream, constants_are: str) -> _Inflow:
 
 def _read(seeds: Sequence[Seed], stream: _Stream) -> _Inflow:
     """What the target reads of the stream at one stage (a logit reads at the last one only)."""
-    zero = stream.bias.new_zeros
+    zero = stream.room.new_zeros
     if not seeds:
         none = {name: zero(1) for name in RESTS}
         return _Inflow({"residual": zero(1, len(stream.pos))}, none)
-    factor = zero(len(seeds), 1, len(stream.bias))
+    factor = zero(len(seeds), 1, stream.rest.shape[1])
     factor[range(len(seeds)), 0, [seed.pos for seed in seeds]] = 1
     reads = Reads(torch.stack([seed.vector for seed in seeds])[:, None], factor, zero(len(seeds)))
     found = _inflow(reads, stream, "bias")

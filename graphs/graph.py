@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from graphs.nodes import INTERIOR, SOURCES
+from graphs.nodes import INTERIOR, SOURCES, rows_of
 from graphs.validating import checked_meta, checked_tables
 
 TOLERANCE = 1e-4
@@ -96,8 +96,8 @@ class Graph:
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """For every edge, the row of its writer and the row of its reader in the node table."""
-        rows = self._nodes.index.get_indexer
-        return rows(np.asarray(self._edges["source"])), rows(np.asarray(self._edges["target"]))
+        source, target = (np.asarray(self._edges[end]) for end in ("source", "target"))
+        return rows_of(self._nodes, source), rows_of(self._nodes, target)
 
     def conservation(self) -> float:
         """The largest share by which a node breaks one of the conservation laws; 0 is exact.

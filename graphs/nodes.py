@@ -82,6 +82,14 @@ EDGE_COLUMNS: dict[str, type] = {
 _WHEN_ABSENT: dict[type, Any] = {str: "", int: -1, float: 0.0}
 
 
+def rows_of(nodes: pd.DataFrame, numbers: np.ndarray) -> np.ndarray:
+    """The row of each node number in the node table, -1 where it has none."""
+    count = len(nodes)
+    if np.array_equal(np.asarray(nodes.index), np.arange(count)):
+        return np.where((numbers >= 0) & (numbers < count), numbers, -1)
+    return nodes.index.get_indexer(numbers)
+
+
 def node_table(
     columns: Mapping[str, Any], node: Sequence[int] | np.ndarray | None = None
 ) -> pd.DataFrame:

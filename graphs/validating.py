@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from graphs.nodes import EDGE_COLUMNS, INTERIOR, KINDS, NODE_COLUMNS, SOURCES, SUBLAYERS
+from graphs.nodes import EDGE_COLUMNS, INTERIOR, KINDS, NODE_COLUMNS, SOURCES, SUBLAYERS, rows_of
 from graphs.order import topological_order
 
 _INT64 = np.iinfo(np.int64)
@@ -121,6 +121,7 @@ def _typed(table: pd.DataFrame, columns: Mapping[str, type], name: str) -> pd.Da
     return pd.DataFrame(
         {column: convert[kind](table[column], column, name) for column, kind in columns.items()},
         index=table.index,
+        copy=False,  # they are copies
     )
 
 
@@ -210,10 +211,11 @@ def _check_finite(nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
 
 
 def _check_edges(nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
-    ends = np.asarray(edges[["source", "target"]])
-    rows = nodes.index.get_indexer(ends.ravel()).reshape(ends.shape)
-    if (rows < 0).any():
-        strange = np.unique(ends[rows < 0])[:5].tolist()
+    ends = np.stack([edges["source"], edges["target"]])
+    writer, reader = rows_of(nodes, ends[0]), rows_of(nodes, ends[1])
+    strange = np.unique(ends[:, (writer < 0) | (reader < 0)])
+    strange = strange[~np.isin(strange, nodes.index)][:5].tolist()
+    if strange:
         raise ValueError(
             f"Graph: edges name nodes {strange} that the node table does not have. "
             "Give every end of an edge a row, or drop the edge."
@@ -224,31 +226,33 @@ def _check_edges(nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
             "Graph: edges.via is empty in some rows; it must say what carries the edge. "
             'Along the residual stream that is "residual".'
         )
-    number = rows[:, 0] * len(nodes) + rows[:, 1]
+    number = reader * len(nodes) + writer
     if len(names) > 1:
         number += pd.factorize(edges["via"])[0] * len(nodes) ** 2
-    repeated = np.asarray(pd.Series(number).duplicated(), dtype=bool)
+    in_order = (number[1:] > number[:-1]).all()  # as traced; then none can occur twice
+    repeated = pd.Series(number[: 0 if in_order else None]).duplicated()
     if repeated.any():
+        first = ends[:, int(repeated.argmax())]
         raise ValueError(
-            f"Graph: the edge (source, target) = {tuple(ends[repeated][0].tolist())} occurs twice "
+            f"Graph: the edge (source, target) = {tuple(first.tolist())} occurs twice "
             "with the same via. Add their flows up into one row."
         )
-    _check_ends(nodes, rows)
-    in_order = (rows[:, 0] < rows[:, 1]).all()
-    if not in_order and len(topological_order(rows[:, 0], rows[:, 1], len(nodes))) < len(nodes):
+    _check_ends(nodes, writer, reader)
+    forward = (writer < reader).all()
+    if not forward and len(topological_order(writer, reader, len(nodes))) < len(nodes):
         raise ValueError(
             "Graph: the edges run in a circle. A writer must come before its reader: check that "
             "source and target are not exchanged."
         )
 
 
-def _check_ends(nodes: pd.DataFrame, rows: np.ndarray) -> None:
+def _check_ends(nodes: pd.DataFrame, writer: np.ndarray, reader: np.ndarray) -> None:
     kind = np.asarray(nodes["kind"], dtype=object)
-    for side, end, kinds in (
-        (0, "source", (*SOURCES, *INTERIOR)),
-        (1, "target", (*INTERIOR, "target")),
+    for rows, end, kinds in (
+        (writer, "source", (*SOURCES, *INTERIOR)),
+        (reader, "target", (*INTERIOR, "target")),
     ):
-        used = np.flatnonzero(np.bincount(rows[:, side]))
+        used = np.flatnonzero(np.bincount(rows))
         wrong = used[~np.isin(kind[used], kinds)]
         if len(wrong):
             raise ValueError(

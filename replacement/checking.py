@@ -34,7 +34,10 @@ def check_rebuilt(model: ReplacementModel) -> None:
         y = block.attention_norm.apply(layer.residual, block.attention_norm.scale(layer.residual))
         pattern = block.heads.query_key.pattern(y)
         _same(model, f"patterns of layer {number}", pattern, layer.pattern)
-        written = block.heads.write(block.heads.mix(layer.pattern, y))
+        mixed = block.heads.mix(layer.pattern, y)
+        recorded = layer.mixed.unflatten(-1, (block.heads.n_heads, -1))
+        _same(model, f"values of layer {number}", mixed, recorded)
+        written = block.heads.write(mixed)
         _same(model, f"heads of layer {number}", written, layer.attention_raw)
         _check_mlp(model, number, block, run)
     after = [*(layer.residual for layer in record.layers[1:]), record.residual]

@@ -95,14 +95,14 @@ def _stream_run(
 def _attention_run(layer: LayerRecord, block: LayerWeights, *, errors: bool) -> AttentionRun:
     norm, reading = block.attention_norm, block.attention
     scale = norm.scale(layer.residual)
-    y = norm.apply(layer.residual, scale)
     if isinstance(reading, Lorsa):
+        y = norm.apply(layer.residual, scale)
         pattern = reading.query_key.pattern(y)
         active, mixed = reading.encode(y, pattern), None
         raw = reading.decode(active, y)
     else:
         pattern, active = layer.pattern, None
-        mixed = block.heads.mix(pattern, y)
+        mixed = layer.mixed.unflatten(-1, (block.heads.n_heads, -1))
         raw = layer.attention_raw
         if reading is not None:
             written = block.heads.write(mixed)

@@ -52,6 +52,8 @@ class LayerRecord:
     mlp: Float[Tensor, "pos d_model"]
     """What the MLP added to the stream."""
     mlp_raw: Float[Tensor, "pos d_model"]
+    mixed: Float[Tensor, "pos head_times_d_head"]
+    """What the heads added up by their patterns, which W_O reads."""
     pattern: Float[Tensor, "head query key"]
 
 
@@ -103,6 +105,7 @@ class Tracer:
                 if (number, "resid") in substitutes:
                     layer.input = entering = substitutes[number, "resid"](arriving, arriving)
                 attention = _at(layer, family.attention)
+                mixed = _at(attention, family.projection).input.save()
                 pattern = attention.output[1].save()
                 raw = attention.output[0].save()
                 written: Any = raw
@@ -124,7 +127,7 @@ class Tracer:
                 if (number, "mlp") in substitutes:
                     added = substitutes[number, "mlp"](between, mlp_raw)
                     _put(layer, family.mlp, family.mlp_post_norm, added)
-                saved.append((arriving, added_by_heads, raw, added.save(), mlp_raw, pattern))
+                saved.append((arriving, added_by_heads, raw, added.save(), mlp_raw, mixed, pattern))
             final_norm = _at(self._wrapped, family.final_norm)
             ends.append(final_norm.input.save())
             if last in substitutes:
@@ -212,9 +215,7 @@ class Tracer:
         """
         ids = torch.zeros(1, len(unembedded), dtype=torch.long, device=unembedded.device)
         with self._undisturbed(), torch.no_grad(), self._wrapped.trace(ids):
-            body = BaseModelOutputWithPastAndCrossAttentions(
-                last_hidden_state=unembedded[None]
-            )
+            body = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=unembedded[None])
             self._below.skip(body)
             found = self._wrapped.output.logits.save()
         found[0, -1] = next_logits

@@ -255,7 +255,7 @@ def _value(run: Run, node: Node, value: Any) -> Tensor:
 
 def _checked(run: Run, node: Node, value: Any, shape: tuple[int, ...], what: str) -> Tensor:
     try:
-        made = torch.as_tensor(value, dtype=run.next_logits.dtype, device=run.next_logits.device).detach()
+        made = torch.as_tensor(value).to(run.next_logits).detach()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{node}: {what} {value!r:.60} is no number.") from None
     if made.shape != shape or not torch.isfinite(made).all():
@@ -271,7 +271,7 @@ def _add_pattern(
     queries, count = positions_of(run, edit.queries), len(run.tokens)
     layer, head, *_ = run.score_place(edit.layer, edit.head, count - 1, count - 1)
     named = Node("head", layer, "attn", index=head)
-    given = torch.as_tensor(edit.weights, dtype=run.next_logits.dtype, device=run.next_logits.device)
+    given = torch.as_tensor(edit.weights).to(run.next_logits)
     if given.shape not in ((count,), (len(queries), count)):
         raise ValueError(
             f"SetPattern of {named}: {count} weights are needed (one a key), or {len(queries)} "

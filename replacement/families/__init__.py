@@ -15,6 +15,7 @@ _LLAMA = Family(
     layers="model.layers",
     attention_norm="input_layernorm",
     attention="self_attn",
+    projection="o_proj",
     mlp_norm="post_attention_layernorm",
     mlp="mlp",
     final_norm="model.norm",
@@ -44,6 +45,7 @@ _GPT_2 = Family(
     layers="transformer.h",
     attention_norm="ln_1",
     attention="attn",
+    projection="c_proj",
     mlp_norm="ln_2",
     mlp="mlp",
     final_norm="transformer.ln_f",
@@ -64,12 +66,17 @@ _GPT_2 = Family(
 FAMILIES = {
     "GPT2LMHeadModel": _GPT_2,
     "GPTNeoForCausalLM": replace(
-        _GPT_2, heads=reading.gpt_neo_heads, neurons=reading.gpt_neo_neurons, refused=()
+        _GPT_2,
+        projection="attention.out_proj",
+        heads=reading.gpt_neo_heads,
+        neurons=reading.gpt_neo_neurons,
+        refused=(),
     ),
     "GPTNeoXForCausalLM": Family(
         layers="gpt_neox.layers",
         attention_norm="input_layernorm",
         attention="attention",
+        projection="dense",
         mlp_norm="post_attention_layernorm",
         mlp="mlp",
         final_norm="gpt_neox.final_layer_norm",
@@ -81,6 +88,7 @@ FAMILIES = {
     ),
     "GPTJForCausalLM": replace(
         _GPT_2,
+        projection="out_proj",
         mlp_norm="ln_1",
         heads=reading.gptj_heads,
         neurons=reading.gptj_neurons,
@@ -92,6 +100,7 @@ FAMILIES = {
         layers="model.decoder.layers",
         attention_norm="self_attn_layer_norm",
         attention="self_attn",
+        projection="out_proj",
         mlp_norm="final_layer_norm",
         mlp="fc2",
         final_norm="model.decoder.final_layer_norm",
@@ -128,6 +137,7 @@ FAMILIES = {
     "Gemma3ForCausalLM": replace(_GEMMA_2, heads=reading.gemma3_heads),
     "PhiForCausalLM": replace(
         _LLAMA,
+        projection="dense",
         mlp_norm="input_layernorm",
         final_norm="model.final_layernorm",
         heads=reading.phi_heads,

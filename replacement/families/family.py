@@ -85,6 +85,8 @@ class Family:
     layers: str
     attention_norm: str
     attention: str
+    projection: str
+    """From attention: what multiplies with W_O, so that it reads what the heads mixed."""
     mlp_norm: str
     mlp: str
     """The module whose output the MLP adds (before a norm after it)."""

@@ -58,12 +58,19 @@ class HeldPatterns:
         return reading @ self.heads.value_of_head[head // self.heads.group].T
 
 
-def by_head(head: Int[Tensor, " node"], n_heads: int) -> Iterator[tuple[int, Int[Tensor, " some"]]]:
-    """Yield every head that occurs, and the nodes that are of it."""
-    order, counts = head.argsort(stable=True), head.bincount(minlength=n_heads).tolist()
-    for number, here in enumerate(order.split(counts)):
-        if len(here):
-            yield number, here
+def times_of_head(
+    rows: Float[Tensor, "node read"],
+    head: Int[Tensor, " node"],
+    tables: Float[Tensor, "head read made"],
+) -> Float[Tensor, "node made"]:
+    """Return every row times the table of its head."""
+    order, counts = head.argsort(stable=True), head.bincount(minlength=len(tables)).tolist()
+    made = rows.new_empty(len(rows), tables.shape[-1])
+    parts = zip(rows[order].split(counts), tables, made.split(counts), strict=True)
+    for some, table, into in parts:
+        if len(some):
+            torch.mm(some, table, out=into)
+    return torch.empty_like(made).index_copy_(0, order, made)
 
 
 def _mix(
@@ -231,11 +238,7 @@ class HeadNodes(Sublayer):
     def writes(self, nodes: Int[Tensor, " chosen"], stage: int) -> Float[Tensor, "chosen d_model"]:
         assert stage == self.writes_at, "heads write to one stage"
         pos, head = nodes // self.n_heads, nodes % self.n_heads
-        made = self.mixed[pos, head]
-        output = self.head_weights.output_of_head
-        written = made.new_empty(len(nodes), output.shape[-1])
-        for number, here in by_head(head, self.n_heads):
-            written[here] = made[here] @ output[number]
+        written = times_of_head(self.mixed[pos, head], head, self.head_weights.output_of_head)
         return self.joint.forward(written, pos)
 
     def rows(self, nodes: Int[Tensor, " chosen"]) -> NodeRows:
@@ -271,13 +274,10 @@ class HeldHeads(HeadNodes):
 
     def reads(self, gradients: Gradients, nodes: Int[Tensor, " chosen"]) -> Reads:
         query, head = nodes // self.n_heads, nodes % self.n_heads
-        output, gradient = self.head_weights.output_of_head, self.joint.back(gradients[0])
-        reading = gradient.new_empty(len(nodes), output.shape[1])
-        vector = gradient.new_empty(len(nodes), gradient.shape[-1])
-        for number, here in by_head(head, self.n_heads):
-            reading[here] = gradient[query[here]] @ output[number].T
-            vector[here] = self.held.value_vectors(reading[here], number)
-        vector = self.held.norm.pull(vector)
+        weights, gradient = self.head_weights, self.joint.back(gradients[0])
+        reading = times_of_head(gradient[query], head, weights.output_of_head.mT)
+        of_values = weights.value_of_head.mT
+        vector = self.held.norm.pull(times_of_head(reading, head // weights.group, of_values))
         pattern = self.run.pattern[head, query]
         constant = (reading * self.held.constant_values[head]).sum(-1) * pattern.sum(-1)
         return Reads(vector[:, None], (pattern / self.run.scale)[:, None], constant)

@@ -224,11 +224,12 @@ def real_run(weights: list[tuple[list[float], list[float]]]) -> Run:
         norm = Norm(gain=x[0].abs(), bias=None, eps=0.0, centred=False)
         blocks.append(LayerWeights(norm, heads, None, norm, mlp))
         written = x @ mlp.read.T @ mlp.write
-        layers.append(LayerRecord(x, nothing, nothing, written, written, torch.ones(1, 1, 1)))
+        pattern = torch.ones(1, 1, 1)
+        layers.append(LayerRecord(x, nothing, nothing, written, written, nothing, pattern))
         x = x + written
     model = ModelWeights(None, blocks, IDENTITY, unembedding=one, unembedding_bias=None)
     ids = torch.zeros(1, dtype=torch.long)
-    record = Record(layers, residual=x, logits=x)
+    record = Record(layers, residual=x, unembedded=x, next_logits=x[0])
     return run_of_record(record, model, ids, model=None, prompt=None, tokens=["x"], errors=True)
 
 

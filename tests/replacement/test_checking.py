@@ -34,7 +34,8 @@ def changed(model: ReplacementModel, **parts: Any) -> ReplacementModel:
     [
         ("scale", "patterns of layer 1"),
         ("rotary", "patterns of layer 1"),
-        ("value", "heads of layer 1"),
+        ("value", "values of layer 1"),
+        ("output", "heads of layer 1"),
         ("norm", "patterns of layer 1"),
         ("neurons", "neurons of layer 1"),
     ],
@@ -47,6 +48,7 @@ def test_a_wrong_row_is_noticed(part: str, message: str) -> None:
         "scale": {"heads": _with_query_key(block.heads, scale=1.0)},
         "rotary": {"heads": _with_query_key(block.heads, rotary=None)},
         "value": {"heads": dataclasses.replace(block.heads, value=block.heads.value.flip(1))},
+        "output": {"heads": dataclasses.replace(block.heads, output=block.heads.output.flip(1))},
         "norm": {"attention_norm": dataclasses.replace(block.attention_norm, centred=True)},
         "neurons": {"mlp": dataclasses.replace(block.mlp, gate_read=block.mlp.read)},
     }
