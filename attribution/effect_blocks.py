@@ -138,16 +138,24 @@ class EffectRows:
         carried = _Carried(batch, start.vector, self.scratch, self.columns.spans)
         last, n_rows = batch[0].stage, sum(len(rows) for rows in batch)
         effects = self.scratch.take("effects", n_rows, self.columns.below(last)).zero_()
+        same: list[int] = []  # stages between which nothing changes, to be met together
         for stage in range(last, -1, -1):
             carried.enter(stage)
-            if self.columns.writes[stage] or (stage == 1 and self.columns.seen_ahead):
-                for here, gradient in carried.by_position():
-                    self._meet(here, gradient, stage, effects[here.targets])
+            same += [stage] if self.columns.writes[stage] or self._images_at(stage) else []
             passage = self.passages[stage - 1] if stage else None
-            seen_ahead = stage == 1 and self.columns.seen_ahead
-            if passage is not None and not seen_ahead:
+            passed = passage is not None and not self._images_at(stage)
+            if same and (passed or not stage or carried.enters(stage - 1)):
+                for here, gradient in carried.by_position():
+                    for met in same:
+                        self._meet(here, gradient, met, effects[here.targets])
+                same = []
+            if passage is not None and passed:
                 carried.past(passage, stage, self.reads_at[stage - 1], self.precision)
         return effects
+
+    def _images_at(self, stage: int) -> bool:
+        """Whether rows meet images there, which spare them the passage below."""
+        return stage == 1 and self.columns.seen_ahead
 
     def _meet(
         self,
@@ -162,7 +170,7 @@ class EffectRows:
             vectors = writes.vectors(*at)
             into = writes.places(effects, *at)[..., : vectors.shape[1]]
             into += torch.bmm(gradient, vectors.transpose(1, 2)).transpose(0, 1)
-        if stage == 1 and self.columns.seen_ahead:
+        if self._images_at(stage):
             images = self.columns.images[here.first : here.first + len(gradient)]
             for count, at_pos, image in zip(here.counts, gradient, images, strict=True):
                 effects[:count, 1 : 1 + len(image)].addmm_(at_pos[:count], image.T)
@@ -241,6 +249,10 @@ class _Carried:
 
     def _span(self, pos: int) -> int:
         return next(number for number, (_, end) in enumerate(self.spans) if pos < end)
+
+    def enters(self, stage: int) -> bool:
+        """Whether anything joins at a stage."""
+        return stage in self.later or (not self.local and stage in self.batch[0].stages)
 
     def enter(self, stage: int) -> None:
         """Add what joins at a stage."""

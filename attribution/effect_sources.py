@@ -30,7 +30,7 @@ IMAGE_BYTES = 2**28
 """What the images of tokens and positions behind layer 0's attention may take."""
 PADDING = 1.4
 """A span of positions ends where it would have so many times as many places as columns."""
-SPANS = 8
+SPANS = 4
 """At least so many spans: what is looked up at once stays small."""
 
 

@@ -35,8 +35,10 @@ class Norm:
         """Return vectors that read the stream (times 1/scale) as `reads` read the output."""
         if self.gain is None:
             return self.centre(reads)
-        scaled = reads * self.gain
-        return scaled.sub_(scaled.mean(-1, keepdim=True)) if self.centred else scaled
+        if not self.centred:
+            return reads * self.gain
+        mean = (reads @ self.gain).div_(-len(self.gain))
+        return torch.addcmul(mean[..., None], reads, self.gain)
 
     def unscaled(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return what summands of the input become before the denominator: `pull` transposed."""
