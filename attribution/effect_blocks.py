@@ -278,7 +278,9 @@ class _Carried:
             onto = self.later.setdefault(reads_at, torch.zeros_like(self.gradient))
         if before is not self.gradient or self.local:
             made = passage.first(before, self.cones, onto)
-            self.few = made if onto is self.gradient and not self.later else None
+            if made is not None and onto is self.gradient and not self.later:
+                count = made.vector.shape[0] * made.vector.shape[1]
+                self.few = made if count < len(onto) else None
             return
         with products_in(precision):
             if few is not None and isinstance(passage, HeadPassage):

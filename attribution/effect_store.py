@@ -162,7 +162,8 @@ def manifest_of(
     held = hashlib.sha256(json.dumps([about, run.token_ids.tolist()]).encode())
     for layer in run.sublayers:
         held.update(layer.error.cpu().contiguous().numpy().data)
-    held.update(run.next_logits.cpu().contiguous().numpy().data)
+    for numbers in (run.residuals[-1], run.next_logits):
+        held.update(numbers.cpu().contiguous().numpy().data)
     return {
         "format": "linear-circuits effects 1",
         "run": held.hexdigest(),
