@@ -354,9 +354,12 @@ def test_nodes_and_targets_in_one_call_are_those_of_two() -> None:
 
 
 def test_the_second_heads_passed_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are passed by the few vectors that the first ones left, which must be tested too."""
+    """They are passed by the few vectors that the first ones left, where positions are more.
+
+    At an early position they are not fewer, and the table of positions is what is carried.
+    """
     run = random_run(Case("deep", "topk", seed=2))
-    target = run.logit(1)
+    target, early = run.logit(1), run.logit(1, 2)
     assert abs(direct_effects(run, target).sums[0] - target.value) < 1e-9 * abs(target.value)
     exact = HeadPassage.at_values
 
@@ -366,6 +369,7 @@ def test_the_second_heads_passed_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(HeadPassage, "at_values", without_few)
     assert abs(direct_effects(run, target).sums[0] - target.value) > 1e-6 * abs(target.value)
+    assert abs(direct_effects(run, early).sums[0] - early.value) < 1e-9 * abs(early.value)
 
 
 def test_only_the_cone_is_in_the_blocks() -> None:
