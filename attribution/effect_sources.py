@@ -65,7 +65,8 @@ class Writes:
         span, n_leaves = self.spans[number], self.leaves.shape[1]
         width = span.width if self.stage == self.layer.writes_at else span.width - n_leaves
         nodes = span.nodes[first - span.first : end - span.first, :width]
-        made = self.layer.writes(nodes.flatten(), self.stage).view(*nodes.shape, -1)
+        made = self.layer.writes(nodes.flatten(), self.stage)
+        made = made.view(*nodes.shape, made.shape[-1])
         if self.stage == self.layer.writes_at:
             made[:, width - n_leaves :] = self.leaves[first:end]
         return made
@@ -75,8 +76,8 @@ class Writes:
     ) -> Shaped[Tensor, "row pos place"]:
         """Return the part of a table of effects that is of positions of a span, as a view."""
         span = self.spans[number]
-        begin = span.begin + (first - span.first) * span.width
-        return effects[:, begin : begin + (end - first) * span.width].unflatten(1, (-1, span.width))
+        begin, sizes = span.begin + (first - span.first) * span.width, (end - first, span.width)
+        return effects[:, begin : begin + math.prod(sizes)].unflatten(1, sizes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,12 +35,13 @@ class Shape:
 
 SHAPES = {
     "two layers": Shape(),
-    "deep": Shape(n_layers=3, n_heads=3, d_model=6, d_mlp=7, n_tokens=6, activation="relu"),
+    "deep": Shape(n_layers=3, n_heads=3, d_model=6, d_mlp=7, n_tokens=4, activation="relu"),
     "one layer": Shape(n_layers=1, n_heads=1, d_model=5, d_mlp=9, activation="silu"),
     "one head wide": Shape(n_heads=1, d_model=4, d_mlp=16, n_tokens=6, activation="gelu"),
     "width is vocabulary": Shape(d_model=8, d_vocab=8, unembedding_bias=True),
     "one token": Shape(n_tokens=1, n_heads=4),
     "full context": Shape(n_tokens=9, unembedding_bias=True),
+    "deep and long": Shape(n_layers=3, d_model=6, d_mlp=7, n_tokens=6),
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from attribution import effect_blocks, effect_sources
 from attribution.direct_effects import DirectEffects, direct_effects
 from attribution.effect_blocks import EffectRows
-from attribution.effect_sources import columns_of
+from attribution.effect_sources import Span, Writes, columns_of
 from attribution.effect_targets import rows_of_nodes
 from attribution.flow import flow_edges
 from attribution.sweep import sweep
@@ -278,6 +278,17 @@ def test_features_of_attention_read_through_their_own_heads() -> None:
             assert (found > 0) == way.startswith(f"L{layer}."), (layer, way)
 
 
+def test_a_span_may_have_no_places() -> None:
+    """Where no feature is active and nothing is left over there is nothing to meet."""
+    run = random_run(Case("deep and long", "cross topk", seed=3))
+    layer = run.sublayer(0, "mlp")
+    nothing = Span(first=2, end=4, begin=3, width=0, nodes=torch.zeros(2, 0, dtype=torch.long))
+    for stage in layer.write_stages:
+        writes = Writes(layer, stage, layer.error[:, None][:, :0], [nothing])
+        assert writes.vectors(0, 2, 4).shape == (2, 0, layer.error.shape[1])
+        assert writes.places(torch.zeros(7, 3), 0, 2, 4).shape == (7, 2, 0)
+
+
 def test_batches_and_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """One vector at a time, all at once, with and without images of tokens: the same numbers."""
     for case in (CASES[1], SKIPS, Case("deep", "topk", seed=2)):
@@ -358,7 +369,7 @@ def test_the_second_heads_passed_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
     At an early position they are not fewer, and the table of positions is what is carried.
     """
-    run = random_run(Case("deep", "topk", seed=2))
+    run = random_run(Case("deep and long", "topk", seed=2))
     target, early = run.logit(1), run.logit(1, 2)
     assert abs(direct_effects(run, target).sums[0] - target.value) < 1e-9 * abs(target.value)
     exact = HeadPassage.at_values

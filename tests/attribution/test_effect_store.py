@@ -161,7 +161,8 @@ def test_ranks_share_the_rows_and_are_killed(tmp_path: Path) -> None:
         ended(ranks)
         exits, rounds = [rank.exitcode for rank in ranks], rounds + 1
         hits += -signal.SIGKILL in exits
-        assert set(exits) <= {0, -signal.SIGKILL} and rounds < 60
+        alone = {1} if -signal.SIGKILL in exits else set()  # the other was gone, and it saw that
+        assert set(exits) <= {0, -signal.SIGKILL} | alone and rounds < 60
     assert hits >= SHARED_KILLS
     assert_same_bits(direct_effects(MANY_BATCHES, resume=folder), direct_effects(MANY_BATCHES))
     assert not list(folder.glob(".*.part"))
